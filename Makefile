@@ -1,0 +1,44 @@
+# `make help` lists the verbs. Everything lives in .venv; state lives in var/.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format lock clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
+
+run: .venv/run.stamp ## install, prepare the models, start on 127.0.0.1:8000
+	@exec $(BIN)/chasqui serve --prepare
+
+test: .venv/dev.stamp ## install what tests need and run all of them
+	@$(BIN)/chasqui models prepare --quiet
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp ## ruff, mypy, import-linter, size ceilings
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tests.house.sizes
+
+format: .venv/dev.stamp ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: .venv/dev.stamp ## resolve pyproject.toml into the lock files (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements.lock --group dev -o requirements-dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements.lock --group build -o requirements-build.lock
+
+clean: ## remove .venv and caches (var/ stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/run.stamp: requirements.lock requirements-build.lock gateway/install.py backends/llamacpp/build.cmake
+	@$(PYTHON) -P gateway/install.py requirements.lock
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp requirements-dev.lock
+	@$(PYTHON) -P gateway/install.py requirements.lock requirements-dev.lock
+	@touch $@
