@@ -1,0 +1,1 @@
+"""Engines and the nouns everybody shares: wire types, registry, relay, local models."""

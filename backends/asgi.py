@@ -1,0 +1,94 @@
+"""The little of ASGI that the gateway and the workers share. No framework, no server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import msgspec
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class BodyTooLarge(Exception):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the request body is larger than {limit_bytes / 1024 / 1024:g} MB")
+        self.limit_bytes = limit_bytes
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
+async def read_body(receive: Receive, *, limit_bytes: int) -> bytes:
+    """
+    Raises:
+        BodyTooLarge: as soon as more than `limit_bytes` have come.
+        ClientGone
+    """
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def until_gone(receive: Receive, send: Send, work: Callable[[Send], Awaitable[None]]) -> bool:
+    """Run `work`, cancelling it when the client leaves. False: the client left.
+
+    The request body must have been read. Once the last piece of the answer is on its way the watch is off: what `work`
+    does after that is never cut short.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = complete = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not complete:
+            gone = True
+            task.cancel()
+
+    async def watched_send(message: Message) -> None:
+        nonlocal complete
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            complete = True
+        await send(message)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        await work(watched_send)
+    except asyncio.CancelledError:
+        if not gone or task.uncancel() > 0:  # somebody else cancels us too: the server is stopping
+            raise
+        return False
+    finally:
+        watcher.cancel()
+    return True
+
+
+async def send_start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def send_whole(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    await send_start(send, status, {"content-length": str(len(body))} | dict(headers))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+    await send_whole(
+        send, status, msgspec.json.encode(value), {"content-type": "application/json"} | dict(headers or {})
+    )

@@ -1,0 +1,108 @@
+"""What every engine looks like from above. A worker on this host, one on another and a provider are the same thing here."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from backends.wire import Body, Usage
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+
+
+class Passage(NamedTuple):
+    """A piece of a document as it is shown to an engine."""
+
+    number: int
+    """From 1, in the order of rank; what `[1]` in an answer points to."""
+    text: str
+    source: str
+    """Where it comes from, for people: a file name, with the heading where known."""
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to one backend. `body.model` is already the backend's own name for the model."""
+
+    path: str
+    body: Body
+    request_id: str
+    model: str
+    """The name the client asked for; answers carry it."""
+    passages: tuple[Passage, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The few that may cross: openai-beta, traceparent."""
+
+
+class Answer(NamedTuple):
+    """A whole answer: complete, valid JSON."""
+
+    body: bytes
+    usage: Usage | None
+    headers: Mapping[str, str]
+
+
+class Event(NamedTuple):
+    """One piece of a stream, ready to be sent on."""
+
+    raw: bytes
+    usage: Usage | None = None
+    """The running or final count, where this event carries one."""
+    text_bytes: int = 0
+    """Bytes of generated content in it, an estimate for engines that report no usage."""
+    last: bool = False
+    """Nothing follows: whoever keeps books writes them before this one goes out."""
+
+
+class PromptSize(msgspec.Struct, frozen=True):
+    """Tokens as the serving model counts them, template included."""
+
+    prompt_tokens: int
+    context_tokens: int
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Implementations: `relay.Relay`, `llamacpp.backend.LocalBackend`, `quote.Quote`, `scripted.Scripted`."""
+
+    name: str
+    local: bool
+    """True: runs on this machine, tokens can be counted exactly and nothing leaves the house."""
+    quotes: bool
+    """True: answers from `call.passages` itself; to all others they are shown inside the last user message."""
+
+    async def complete(self, call: Call) -> Answer:
+        """Ask and wait for the whole answer.
+
+        Raises:
+            BackendError: one of its leaves; nothing has been sent to the client, so another backend may be asked.
+        """
+        ...
+
+    def stream(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Ask for a stream. Failures before the first event raise there; later ones raise `UpstreamBroken` or
+        `BackendTimeout` in the middle. Ends normally only after a complete answer. Hold it in `aclosing`.
+        """
+        ...
+
+    async def count(self, call: Call) -> PromptSize | None:
+        """Exact size of the prompt, or None where this backend cannot tell."""
+        ...
+
+    async def count_texts(self, texts: Sequence[str]) -> list[int] | None:
+        """Tokens of each text, special tokens aside, or None where this backend cannot tell."""
+        ...
+
+    async def identity(self) -> str:
+        """Changes whenever the same text could give another vector: a file's digest, or address and model."""
+        ...
+
+    def status(self) -> str:
+        """One word for `/health/ready`: ready, asleep, starting, failed."""
+        ...
+
+    async def aclose(self) -> None: ...

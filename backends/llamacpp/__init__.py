@@ -1,0 +1,1 @@
+"""Local models: one worker process around one llama.cpp engine each. Only `engine` loads llama.cpp."""

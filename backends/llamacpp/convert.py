@@ -1,0 +1,139 @@
+"""A sentence-transformers BERT checkpoint -> a GGUF that llama.cpp loads. Today what prepares MiniLM; float matrices become Q8_0.
+
+Names and metadata follow llama.cpp's own converter (`conversion/bert.py` in its tree), which needs PyTorch; this needs numpy.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+POOLING = {"pooling_mode_mean_tokens": gguf.PoolingType.MEAN, "pooling_mode_cls_token": gguf.PoolingType.CLS}
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+LAYER_PARTS = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+
+EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "token_embd.weight",
+    "embeddings.position_embeddings.weight": "position_embd.weight",
+    "embeddings.token_type_embeddings.weight": "token_types.weight",
+    "embeddings.LayerNorm.weight": "token_embd_norm.weight",
+    "embeddings.LayerNorm.bias": "token_embd_norm.bias",
+}
+
+
+class Checkpoint(NamedTuple):
+    """The files of a checkpoint, read. `vocabulary`: one token per line, in order of id."""
+
+    config: Mapping[str, Any]
+    pooling: Mapping[str, Any]
+    vocabulary: list[str]
+    weights: bytes
+
+    @classmethod
+    def read(cls, files: Mapping[str, bytes]) -> "Checkpoint":
+        """`files`: contents by name, as they lie in the checkpoint's folder."""
+        return cls(
+            config=json.loads(files["config.json"]),
+            pooling=json.loads(files["1_Pooling/config.json"]),
+            vocabulary=files["vocab.txt"].decode("utf-8").splitlines(),
+            weights=files["model.safetensors"],
+        )
+
+
+def write_bert(checkpoint: Checkpoint, path: Path, *, name: str) -> Path:
+    """
+    Raises:
+        ValueError: not a BERT checkpoint of a kind that this converter knows.
+    """
+    config = checkpoint.config
+    if config.get("model_type") != "bert":
+        raise ValueError(f"a checkpoint of type {config.get('model_type')!r}; only bert can be converted")
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_name(name)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(_pooling(checkpoint.pooling))
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    _add_vocabulary(writer, checkpoint.vocabulary, config)
+    for tensor, values in _tensors(load(checkpoint.weights)):
+        _add_tensor(writer, tensor, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _pooling(modes: Mapping[str, Any]) -> gguf.PoolingType:
+    for mode, pooling in POOLING.items():
+        if modes.get(mode):
+            return pooling
+    raise ValueError("the checkpoint pools in a way that llama.cpp does not know (mean and cls can be converted)")
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, words: list[str], config: Mapping[str, Any]) -> None:
+    """WordPiece as llama.cpp wants it: beginnings of words carry ▁, continuations lose their ##."""
+    control = {*SPECIAL, *(word for word in words if word.startswith("[unused"))}
+    tokens = [word if word in control else word[2:] if word.startswith("##") else f"▁{word}" for word in words]
+    types = [gguf.TokenType.CONTROL if word in control else gguf.TokenType.NORMAL for word in words]
+    writer.add_vocab_size(len(words))
+    writer.add_token_type_count(config["type_vocab_size"])
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([token.encode() for token in tokens])
+    writer.add_token_types(types)
+    pad, unknown, cls, sep, mask = (words.index(token) for token in SPECIAL)
+    writer.add_pad_token_id(pad)
+    writer.add_unk_token_id(unknown)
+    writer.add_bos_token_id(cls)
+    writer.add_sep_token_id(sep)
+    writer.add_eos_token_id(sep)
+    writer.add_mask_token_id(mask)
+
+
+def _tensors(weights: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    for name, values in weights.items():
+        if (target := _target(name.removeprefix("bert."))) is not None:
+            yield target, values.astype(np.float32)
+
+
+def _target(name: str) -> str | None:
+    """llama.cpp's name for a tensor; None for those it does not use (the pooler, position ids)."""
+    if name in EMBEDDINGS:
+        return EMBEDDINGS[name]
+    if name.startswith("encoder.layer."):
+        layer, _, rest = name.removeprefix("encoder.layer.").partition(".")
+        part, _, kind = rest.rpartition(".")
+        return f"blk.{layer}.{LAYER_PARTS[part]}.{kind}"
+    if name.startswith(("pooler.", "embeddings.position_ids")):
+        return None
+    raise ValueError(f"the checkpoint holds a tensor that BERT does not have: {name}")
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32]) -> None:
+    """Matrices in Q8_0; vectors and the small position tables, which llama.cpp adds as they are, in float32."""
+    if values.ndim == 2 and name not in ("position_embd.weight", "token_types.weight"):
+        quantised = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    else:
+        writer.add_tensor(name, values)

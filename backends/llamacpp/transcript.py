@@ -1,0 +1,53 @@
+"""Bytes of tokens -> text that may go out. Pure; one per sequence.
+
+Two things are held back: an incomplete UTF-8 sequence at the end, and a tail that may be the beginning of a stop string.
+"""
+
+import codecs
+from collections.abc import Sequence
+
+
+class Transcript:
+    """
+    Args:
+        stops: stop strings; the text ends before the earliest of them and shows none of it.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = tuple(stop for stop in stops if stop)
+        self._longest = max(map(len, self._stops), default=0)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: bytes) -> str:
+        """The text that became certain with this piece. After a stop string: nothing any more."""
+        return self._take(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """What was held back, at the end of generation; half a character becomes U+FFFD."""
+        text = self._take(self._decoder.decode(b"", final=True))
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _take(self, text: str) -> str:
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        self._held += text
+        starts = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if starts:
+            self.stopped = True
+            out, self._held = self._held[: min(starts)], ""
+            return out
+        keep = self._possible_stop()
+        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return out
+
+    def _possible_stop(self) -> int:
+        """Length of the longest tail that begins a stop string."""
+        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

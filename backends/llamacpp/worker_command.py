@@ -1,0 +1,30 @@
+"""The command line of a worker, written here and read in `worker.py`. Imports no engine: the gateway uses it too."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from backends.settings import LlamaCppSettings
+
+KEY_ENV = "CHASQUI_WORKER_KEY"
+"""Environment variable with the bearer; not an argument, because `ps` shows arguments to everybody."""
+
+
+class WorkerOptions(NamedTuple):
+    model: Path
+    name: str
+    serves: str
+    context_tokens: int
+    threads: int
+    gpu_layers: int
+    socket: Path
+
+    @classmethod
+    def of(cls, settings: LlamaCppSettings, path: Path, socket: Path) -> "WorkerOptions":
+        threads = 0 if settings.threads == "auto" else settings.threads
+        return cls(path, settings.name, settings.serves, settings.context_tokens, threads, settings.gpu_layers, socket)
+
+
+def worker_command(options: WorkerOptions) -> list[str]:
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options._asdict().items()]
+    return [sys.executable, "-m", "backends.llamacpp.worker", *arguments, "--with-parent"]

@@ -1,0 +1,176 @@
+"""Answers without a model: the sentences of the passages that are nearest to the question, word for word, cited.
+
+Scoring is lexical (no model needed): a sentence earns each word it shares with the question, rarer words more, and is
+damped by its length. Passages come ranked, so an earlier passage wins a tie.
+"""
+
+import math
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from backends import sse
+from backends.base import COMPLETIONS, Answer, Call, Event, Passage, PromptSize
+from backends.errors import BackendUnavailable, InvalidRequest
+from backends.wire import Body, Usage
+
+MAX_SENTENCES = 3
+
+_WORD = re.compile(r"\w+")
+_SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-ZÀ-Þ0-9`\"'(\[*-])|\n{2,}|\n(?=[-*|#>]|\d+\. |```)")
+_STOP_WORDS = frozenset(
+    "a an and are as at be by can do does for from has have how i if in is it its me my not of on or so that the their "
+    "there this to was what when where which who why will with you your".split()
+)
+
+
+class Sentence(NamedTuple):
+    text: str
+    passage: int
+    score: float
+
+
+class Quote:
+    """Implements `Backend`. Needs `call.passages`; generates nothing, so its usage counts words of the quotation."""
+
+    local = True
+    quotes = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def complete(self, call: Call) -> Answer:
+        text, usage = self._answer(call)
+        legacy = call.path == COMPLETIONS
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+        if legacy:
+            choice["text"] = text
+        else:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        body = self._envelope(call, "text_completion" if legacy else "chat.completion")
+        return Answer(msgspec.json.encode(body | {"choices": [choice], "usage": _usage_object(usage)}), usage, {})
+
+    async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
+        text, usage = self._answer(call)
+        legacy = call.path == COMPLETIONS
+        envelope = self._envelope(call, "text_completion" if legacy else "chat.completion.chunk")
+
+        def event(delta: str, finish: str | None = None, *, role: bool = False) -> Event:
+            part: dict[str, Any] = {"content": delta} if delta or role else {}
+            part |= {"role": "assistant"} if role else {}
+            choice = {"index": 0, "logprobs": None, "finish_reason": finish} | (
+                {"text": delta} if legacy else {"delta": part}
+            )
+            return Event(sse.encode(msgspec.json.encode(envelope | {"choices": [choice]})), usage, len(delta))
+
+        if not legacy:
+            yield event("", role=True)
+        for line in text.splitlines(keepends=True):
+            yield event(line)
+        yield event("", "stop")
+        if (call.body.read("stream_options", dict[str, Any]) or {}).get("include_usage"):
+            yield Event(
+                sse.encode(msgspec.json.encode(envelope | {"choices": [], "usage": _usage_object(usage)})), usage
+            )
+        yield Event(sse.DONE, usage, last=True)
+
+    def _answer(self, call: Call) -> tuple[str, Usage]:
+        if not call.passages:
+            raise BackendUnavailable(
+                self.name,
+                "it only quotes documents and was given none; ask a model that has a collection, or add a chat model",
+            )
+        question = question_of(call.body)
+        text = compose(best_sentences(question, call.passages), call.passages)
+        return text, Usage(len(_WORD.findall(question)), len(_WORD.findall(text)))
+
+    def _envelope(self, call: Call, object_: str) -> dict[str, Any]:
+        prefix = "cmpl" if object_ == "text_completion" else "chatcmpl"
+        return {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": object_,
+            "created": int(time.time()),
+            "model": call.model,
+            "system_fingerprint": "fp_quote",
+        }
+
+    async def count(self, call: Call) -> PromptSize | None:
+        return None
+
+    async def count_texts(self, texts: Sequence[str]) -> list[int] | None:
+        return None
+
+    async def identity(self) -> str:
+        return "quote"
+
+    def status(self) -> str:
+        return "ready"
+
+    async def aclose(self) -> None:
+        return None
+
+
+def best_sentences(question: str, passages: Sequence[Passage], *, limit: int = MAX_SENTENCES) -> list[Sentence]:
+    """At most `limit` sentences, best first. Without any shared word: the beginning of the best passage."""
+    sentences = [(text, place) for place, passage in enumerate(passages) for text in split_sentences(passage.text)]
+    frequency = Counter(word for text, _ in sentences for word in set(_words(text)))
+    wanted = set(_words(question))
+    rated = []
+    for text, place in sentences:
+        shared = wanted & set(_words(text))
+        rarity = sum(math.log(1 + len(sentences) / frequency[word]) for word in shared)
+        damping = 1 + math.log1p(len(_words(text)) / 12)
+        rated.append(Sentence(text, place, rarity / damping / (1 + place / 4)))
+    rated.sort(key=lambda sentence: -sentence.score)
+    useful = [sentence for sentence in rated if sentence.score > 0 and sentence.score >= rated[0].score / 2]
+    return useful[:limit] or [Sentence(text, place, 0.0) for text, place in sentences[:1]]
+
+
+def compose(sentences: Sequence[Sentence], passages: Sequence[Passage]) -> str:
+    """The quotation, a line per sentence with its marker, then the sources it names."""
+    lines = [f"{sentence.text} [{passages[sentence.passage].number}]" for sentence in sentences]
+    cited = dict.fromkeys(sentence.passage for sentence in sentences)
+    sources = [f"[{passages[place].number}] {passages[place].source}" for place in sorted(cited)]
+    return "\n\n".join(lines) + "\n\nSources:\n" + "\n".join(sources)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences, list items and table rows, without the empty and the wordless ones."""
+    parts = (" ".join(part.split()) for part in _SENTENCE_END.split(text))
+    return [part for part in parts if len(part) > 1 and _WORD.search(part) and not part.startswith("#")]
+
+
+def question_of(body: Body) -> str:
+    """The last user message, or the prompt of a legacy completion."""
+    if "messages" not in body:
+        prompt = body.read("prompt", object)
+        return prompt if isinstance(prompt, str) else " ".join(map(str, prompt)) if isinstance(prompt, list) else ""
+    for message in reversed(body.read("messages", list[dict[str, Any]], [])):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, str):
+                return content
+            if isinstance(content, list):
+                return " ".join(
+                    part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+                )
+    raise InvalidRequest("'messages' holds no user message to answer.", param="messages")
+
+
+def _words(text: str) -> list[str]:
+    """Lower case, without stop words, with a plural's s taken off."""
+    words = (word.lower() for word in _WORD.findall(text))
+    return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words if word not in _STOP_WORDS]
+
+
+def _usage_object(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }

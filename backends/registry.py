@@ -1,0 +1,70 @@
+"""Settings -> backends by name. A new engine is a line here."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from backends.base import Backend
+from backends.errors import ModelFileUnusable
+from backends.llamacpp.backend import LocalBackend
+from backends.llamacpp.fleet import Fleet
+from backends.quote import Quote
+from backends.relay import Relay
+from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings, QuoteSettings
+from backends.sources import find_model
+from backends.transport import AiohttpTransport, Transport
+
+Connect = Callable[[OpenAISettings], Transport]
+
+
+def connect(settings: OpenAISettings) -> Transport:
+    return AiohttpTransport(settings.base_url)
+
+
+def build_backends(
+    settings: Iterable[BackendSettings],
+    *,
+    fleet: Fleet,
+    home: Path,
+    config_dir: Path,
+    secrets: Mapping[str, str],
+    connect: Connect = connect,
+) -> dict[str, Backend]:
+    """
+    Args:
+        secrets: environment variables by name; one that is missing means no authorization header.
+
+    Raises:
+        ModelFileUnusable: all missing model files in one message.
+    """
+    backends: dict[str, Backend] = {}
+    missing: list[str] = []
+    for one in settings:
+        match one:
+            case LlamaCppSettings():
+                try:
+                    path = find_model(one.model, home=home, config_dir=config_dir)
+                except ModelFileUnusable as exc:
+                    missing.append(f"backend '{one.name}': {exc}")
+                    continue
+                backends[one.name] = LocalBackend(fleet.add(one, path), serves=one.serves)
+            case QuoteSettings():
+                backends[one.name] = Quote(one.name)
+            case OpenAISettings():
+                backends[one.name] = _upstream(one, secrets, connect)
+    if missing:
+        raise ModelFileUnusable("\n".join(missing))
+    return backends
+
+
+def _upstream(settings: OpenAISettings, secrets: Mapping[str, str], connect: Connect) -> Relay:
+    headers = {name.lower(): value for name, value in settings.headers.items()}
+    if settings.api_key_env and (key := secrets.get(settings.api_key_env)):
+        headers["authorization"] = f"Bearer {key}"
+    return Relay(
+        settings.name,
+        connect(settings),
+        headers=headers,
+        timeouts=settings.timeouts,
+        ask_usage=settings.stream_usage == "auto",
+        identity=f"openai:{settings.base_url}",
+    )

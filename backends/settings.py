@@ -1,0 +1,85 @@
+"""What can be set about a backend. Frozen, checked at start; unknown keys are refused."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings model in the house."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+"""Names travel in URLs, headers and metric labels, so they are plain."""
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class LlamaCppSettings(Settings):
+    """One worker process around one GGUF, started on first use and stopped when idle."""
+
+    name: Name
+    engine: Literal["llama_cpp"]
+    model: str
+    """A path: looked up in `home`, then in `config/`."""
+    serves: Literal["chat", "embeddings"] = "chat"
+    context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
+    """Prompt and answer together. More than the model was trained with is allowed, and warned about."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    gpu_layers: Annotated[int, Field(ge=-1)] = 0
+    """Layers on the GPU; -1 is all of them."""
+    idle_stop_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without a request before the process is stopped."""
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_path(cls, model: str) -> str:
+        if "://" in model:
+            raise ValueError(
+                "this version takes a path to a GGUF file here; hf:// and https:// sources are not built yet"
+            )
+        return model.removeprefix("file:")
+
+
+class QuoteSettings(Settings):
+    """No model at all: answers with the best passages, word for word, cited."""
+
+    name: Name
+    engine: Literal["quote"]
+
+
+class Timeouts(Settings):
+    connect_s: Seconds = 5.0
+    first_byte_s: Seconds = 60.0
+    """From the request being sent to the first byte of the answer's head."""
+    idle_s: Seconds = 60.0
+    """Between two pieces of an answer."""
+    total_s: Seconds = 600.0
+    """Answers that are not streamed."""
+
+
+class OpenAISettings(Settings):
+    """Any server that speaks OpenAI's API."""
+
+    name: Name
+    engine: Literal["openai"]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")]
+    """With the version segment: `https://api.openai.com/v1`."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The environment variable that holds the key. Never the key."""
+    timeouts: Timeouts = Timeouts()
+    headers: dict[str, str] = {}
+    stream_usage: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
+    """`auto`: ask for usage in streams even where the client did not; `off`: leave streams as the client asked."""
+
+    @field_validator("stream_usage")
+    @classmethod
+    def _auto_or_off(cls, value: object) -> object:
+        if value is True:
+            raise ValueError("is `auto` or `off`")
+        return value
+
+
+BackendSettings = Annotated[LlamaCppSettings | QuoteSettings | OpenAISettings, Field(discriminator="engine")]

@@ -1,0 +1,90 @@
+"""Server-sent events from bytes. No sockets, no decoding of content.
+
+Lines end in \\n, \\r\\n or \\r and in nothing else: U+2028 and its kin are ordinary content (HTML living standard, §9.2.6).
+"""
+
+import re
+from typing import NamedTuple
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class Frame(NamedTuple):
+    """One event as it came."""
+
+    raw: bytes
+    """Every byte of it, the blank line included: forwarding `raw` forwards the stream."""
+    data: bytes | None
+    """The `data:` lines joined by newlines; None for comments and events without data."""
+    event: str | None = None
+
+
+class FrameTooLarge(Exception):
+    """An event grew beyond the limit without ending."""
+
+
+class Reader:
+    """Feed it bytes cut anywhere; it gives back whole frames.
+
+    A bare \\r at the end of a piece waits for the next one: it may be half of \\r\\n.
+    """
+
+    def __init__(self, *, max_frame_bytes: int = 16 * 1024 * 1024) -> None:
+        self._pending = bytearray()
+        self._scanned = 0  # where the search for the frame's end goes on: a large event must not be rescanned per piece
+        self._line_start = 0
+        self._max_frame_bytes = max_frame_bytes
+
+    def feed(self, piece: bytes) -> list[Frame]:
+        """
+        Raises:
+            FrameTooLarge: the unfinished event is longer than `max_frame_bytes`.
+        """
+        self._pending += piece
+        frames: list[Frame] = []
+        while (end := self._frame_end()) is not None:
+            frames.append(_frame(bytes(self._pending[:end])))
+            del self._pending[:end]
+            self._scanned = self._line_start = 0
+        if len(self._pending) > self._max_frame_bytes:
+            raise FrameTooLarge(f"an event is longer than {self._max_frame_bytes} bytes")
+        return frames
+
+    def rest(self) -> bytes:
+        """What came after the last complete frame."""
+        return bytes(self._pending)
+
+    def _frame_end(self) -> int | None:
+        """Index just behind the blank line that ends the first frame."""
+        pending = self._pending
+        while (match := _LINE_END.search(pending, self._scanned)) is not None:
+            if match.group() == b"\r" and match.end() == len(pending):
+                return None
+            blank = match.start() == self._line_start
+            self._scanned = self._line_start = match.end()
+            if blank:
+                return match.end()
+        self._scanned = len(pending)
+        return None
+
+
+def _frame(raw: bytes) -> Frame:
+    data: list[bytes] = []
+    event = None
+    for line in _LINE_END.split(raw):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            event = value.decode("utf-8", "replace")
+    return Frame(raw, b"\n".join(data) if data else None, event)
+
+
+def encode(data: bytes, *, event: str | None = None) -> bytes:
+    """One frame. `data` must not contain line ends (JSON never does)."""
+    head = f"event: {event}\n".encode() if event else b""
+    return head + b"data: " + data + b"\n\n"
+
+
+DONE = encode(b"[DONE]")

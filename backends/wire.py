@@ -1,0 +1,187 @@
+"""OpenAI's wire, read no deeper than needed. What we do not name stays the bytes it was."""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from backends.errors import InvalidRequest
+
+T = TypeVar("T")
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Body:
+    """A JSON object, decoded one level deep. Values keep their bytes (digits, escapes, order) until somebody reads them.
+
+    `raw` is what came in as long as nothing was changed. A name given twice keeps its last value, as everywhere in JSON.
+
+    Raises:
+        InvalidRequest: `invalid_json` for anything that is not one UTF-8 JSON object.
+    """
+
+    __slots__ = ("_fields", "_raw")
+
+    def __init__(self, raw: bytes) -> None:
+        try:
+            raw.decode("utf-8")
+            self._fields = _fields.decode(raw)
+        except UnicodeDecodeError as exc:
+            raise InvalidRequest(f"the body is not valid UTF-8 (byte {exc.start})", code="invalid_json") from None
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply", code="invalid_json") from None
+        except msgspec.ValidationError:
+            raise InvalidRequest("the body must be a JSON object", code="invalid_json") from None
+        except msgspec.DecodeError as exc:
+            raise InvalidRequest(f"the body is not valid JSON: {exc}", code="invalid_json") from None
+        self._raw: bytes | None = raw
+
+    @property
+    def raw(self) -> bytes:
+        if self._raw is None:
+            self._raw = msgspec.json.encode(self._fields)
+        return self._raw
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    @overload
+    def read(self, name: str, type_: type[T]) -> T | None: ...
+    @overload
+    def read(self, name: str, type_: type[T], default: T) -> T: ...
+    def read(self, name: str, type_: type[T], default: T | None = None) -> T | None:
+        """The value of one field; a missing field and an explicit null give the default.
+
+        Raises:
+            InvalidRequest: the value has another type; `param` names it.
+        """
+        value = self._fields.get(name)
+        if value is None or bytes(value) == b"null":
+            return default
+        try:
+            return msgspec.json.decode(value, type=type_)
+        except RecursionError:
+            raise InvalidRequest(f"'{name}' is nested too deeply", param=name) from None
+        except msgspec.MsgspecError as exc:
+            # A struct says where inside it went wrong: "… - at `$[0].content`".
+            what, _, where = str(exc).partition(" - at `$")
+            inside = where.rstrip("`").replace("[...]", "")
+            raise InvalidRequest(f"Invalid value for '{name}{inside}': {what}", param=f"{name}{inside}") from None
+
+    def require(self, name: str, type_: type[T]) -> T:
+        value = self.read(name, type_)
+        if value is None:
+            raise InvalidRequest(
+                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
+            )
+        return value
+
+    def replace(self, **values: Any) -> "Body":
+        """A copy with these fields set (added at the end where new); all others keep their bytes."""
+        fields = self._fields | {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in values.items()}
+        return self._copy(fields)
+
+    def without(self, *names: str) -> "Body":
+        if not any(name in self._fields for name in names):
+            return self
+        return self._copy({name: value for name, value in self._fields.items() if name not in names})
+
+    @staticmethod
+    def _copy(fields: dict[str, msgspec.Raw]) -> "Body":
+        copy = object.__new__(Body)
+        copy._fields = fields
+        copy._raw = None
+        return copy
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: msgspec.Raw | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        tools = len(bytes(self.tool_calls)) if self.tool_calls is not None else 0
+        return sum(len(part) for part in (self.content, self.refusal, self.reasoning_content) if part) + tools
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+    delta: Delta | None = None
+    text: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return (self.delta.size_bytes if self.delta else 0) + len(self.text or "")
+
+
+class Chunk(msgspec.Struct):
+    """The part of a streamed chunk (or a whole answer) that a gateway has to understand."""
+
+    model: str | None = None
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None and bytes(self.error) not in (b"", b"null")
+
+
+_chunk = msgspec.json.Decoder(Chunk)
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """Read a chunk leniently: a field of an unexpected shape reads as absent, it still passes through.
+
+    Raises:
+        ValueError: not a JSON object.
+    """
+    try:
+        return _chunk.decode(data)
+    except msgspec.ValidationError:
+        fields = _fields.decode(data)
+        return Chunk(
+            model=_try(fields.get("model"), str),
+            choices=_try(fields.get("choices"), list[Choice]),
+            usage=_try(fields.get("usage"), Usage),
+            error=fields.get("error"),
+        )
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def _try(raw: msgspec.Raw | None, type_: type[T]) -> T | None:
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=type_)
+    except msgspec.MsgspecError:
+        return None
+
+
+def rename_model(data: bytes, name: str) -> bytes:
+    """`data` with its top-level `model` set to `name`; the same bytes where it has none or is right already."""
+    fields = _fields.decode(data)
+    wanted = msgspec.json.encode(name)
+    if "model" not in fields or bytes(fields["model"]) == wanted:
+        return data
+    fields["model"] = msgspec.Raw(wanted)
+    return msgspec.json.encode(fields)
