@@ -1,0 +1,227 @@
+"""Keys: `sk-<public id>-<secret>`, shown once, kept as a SHA-256. Looking one up is one dictionary access, no database."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import JSON, Column, Table, delete, insert, literal, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlmodel import Field, SQLModel
+
+from policies.errors import KeyNotFound, KeyUnknown, RoleUnknown
+from policies.generations import bump
+from policies.roles import KINDS, Allowed, Caller, Role
+from policies.settings import LimitSettings
+
+KIND = "keys"
+ID_BYTES = 6
+SECRET_BYTES = 32
+
+
+class KeyRow(SQLModel, table=True):
+    """A key as it is stored. `digest`: SHA-256 of the whole key, hex."""
+
+    __tablename__ = "keys"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(index=True)
+    role: str
+    digest: str = Field(unique=True)
+    created_at: int
+    expires_at: int | None = None
+    disabled: bool = False
+    limits: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    narrowed: dict[str, list[str]] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """models, collections, prompts, paths: globs that narrow the role's."""
+    key_metadata: dict[str, Any] = Field(default_factory=dict, sa_column=Column("metadata", JSON, nullable=False))
+
+
+keys_table: Table = KeyRow.__table__  # type: ignore[attr-defined]
+
+
+class NewKey(NamedTuple):
+    name: str
+    role: str
+    expires_at: int | None = None
+    limits: tuple[LimitSettings, ...] = ()
+    narrowed: Mapping[str, list[str]] = {}
+    metadata: Mapping[str, Any] = {}
+
+
+class GivenKey(NamedTuple):
+    """A key that the environment gives; it is never stored."""
+
+    name: str
+    role: str
+    secret: str
+
+
+def digest_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class Keys:
+    """
+    Args:
+        clock: Unix seconds.
+        given: keys from the environment.
+    """
+
+    def __init__(
+        self,
+        database: AsyncEngine,
+        roles: Mapping[str, Role],
+        *,
+        clock: Callable[[], float],
+        given: Iterable[GivenKey] = (),
+    ) -> None:
+        self._database = database
+        self._roles = roles
+        self._clock = clock
+        self._given = {
+            digest_of(key.secret): Caller(f"env:{key.name}", key.name, self._role(key.role)) for key in given
+        }
+        self._callers: dict[str, Caller] = dict(self._given)
+
+    def authenticate(self, secret: str) -> Caller:
+        """
+        Raises:
+            KeyUnknown: unknown, disabled or expired.
+        """
+        caller = self._callers.get(digest_of(secret))
+        if caller is None or (caller.expires_at is not None and caller.expires_at <= self._clock()):
+            raise KeyUnknown
+        return caller
+
+    async def reload(self) -> None:
+        """Read all usable keys anew. The dictionary is replaced whole: nobody can put an old key back."""
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(select(keys_table).where(~keys_table.c.disabled))).mappings().all()
+        callers = dict(self._given)
+        for row in rows:
+            if row["role"] in self._roles:  # a role that left the configuration takes its keys with it
+                callers[row["digest"]] = self._caller(dict(row))
+        self._callers = callers
+
+    async def create(self, new: NewKey) -> tuple[KeyRow, str]:
+        """The stored row, and the key itself, this once.
+
+        Raises:
+            RoleUnknown
+        """
+        self._role(new.role)
+        public = secrets.token_hex(ID_BYTES)
+        secret = _new_secret(public)
+        row = KeyRow(
+            id=f"key_{public}",
+            name=new.name,
+            role=new.role,
+            digest=digest_of(secret),
+            created_at=int(self._clock()),
+            expires_at=new.expires_at,
+            limits=[limit.model_dump(exclude_none=True) for limit in new.limits],
+            narrowed=dict(new.narrowed),
+            key_metadata=dict(new.metadata),
+        )
+        async with self._database.begin() as connection:
+            await connection.execute(insert(keys_table).values(_columns(row)))
+            await bump(connection, KIND)
+        await self.reload()
+        return row, secret
+
+    async def list(self, *, limit: int, after: str | None = None) -> list[KeyRow]:
+        """Newest first; `after` is the id of the last one seen."""
+        query = select(keys_table).order_by(keys_table.c.created_at.desc(), keys_table.c.id.desc()).limit(limit)
+        if after is not None:
+            last = await self.get(after)
+            place = tuple_(keys_table.c.created_at, keys_table.c.id)
+            query = query.where(place < tuple_(literal(last.created_at), literal(last.id)))
+        async with self._database.connect() as connection:
+            return [_row(dict(values)) for values in (await connection.execute(query)).mappings()]
+
+    async def get(self, key_id: str) -> KeyRow:
+        """
+        Raises:
+            KeyNotFound
+        """
+        async with self._database.connect() as connection:
+            values = (await connection.execute(select(keys_table).where(keys_table.c.id == key_id))).mappings().first()
+        if values is None:
+            raise KeyNotFound(key_id)
+        return _row(dict(values))
+
+    async def update(self, key_id: str, **changes: Any) -> KeyRow:
+        """
+        Args:
+            changes: columns of `KeyRow` by name.
+
+        Raises:
+            KeyNotFound, RoleUnknown
+        """
+        if "role" in changes:
+            self._role(changes["role"])
+        await self._change(key_id, update(keys_table).values(changes) if changes else None)
+        return await self.get(key_id)
+
+    async def rotate(self, key_id: str) -> tuple[KeyRow, str]:
+        """A new secret for the same id; the old one ends with this call.
+
+        Raises:
+            KeyNotFound
+        """
+        secret = _new_secret(key_id.removeprefix("key_"))
+        return await self.update(key_id, digest=digest_of(secret)), secret
+
+    async def delete(self, key_id: str) -> None:
+        """
+        Raises:
+            KeyNotFound
+        """
+        await self._change(key_id, delete(keys_table))
+
+    async def admin_exists(self, admin_role: str) -> bool:
+        query = select(keys_table.c.id).where(keys_table.c.role == admin_role, ~keys_table.c.disabled).limit(1)
+        async with self._database.connect() as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def _change(self, key_id: str, statement: Any) -> None:
+        if statement is not None:
+            async with self._database.begin() as connection:
+                result = await connection.execute(statement.where(keys_table.c.id == key_id))
+                if result.rowcount == 0:
+                    raise KeyNotFound(key_id)
+                await bump(connection, KIND)
+            await self.reload()
+
+    def _caller(self, row: Mapping[str, Any]) -> Caller:
+        return Caller(
+            key_id=row["id"],
+            key_name=row["name"],
+            role=self._roles[row["role"]],
+            narrowed=tuple((kind, Allowed(row["narrowed"][kind])) for kind in KINDS if kind in row["narrowed"]),
+            own_limits=tuple(LimitSettings.model_validate(limit) for limit in row["limits"]),
+            expires_at=row["expires_at"],
+        )
+
+    def _role(self, name: str) -> Role:
+        role = self._roles.get(name)
+        if role is None:
+            raise RoleUnknown(name, sorted(self._roles))
+        return role
+
+
+def _new_secret(public: str) -> str:
+    return f"sk-{public}-{secrets.token_urlsafe(SECRET_BYTES)}"
+
+
+def _columns(row: KeyRow) -> dict[str, Any]:
+    values = row.model_dump()
+    values["metadata"] = values.pop("key_metadata")
+    return values
+
+
+def _row(values: Mapping[str, Any]) -> KeyRow:
+    fields = dict(values)
+    fields["key_metadata"] = fields.pop("metadata")
+    return KeyRow(**fields)

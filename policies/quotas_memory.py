@@ -1,0 +1,176 @@
+"""Quotas of one process, in memory. Nothing here awaits between looking and taking: that is what makes a step atomic."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from policies.errors import QuotaExceeded
+from policies.quotas import Amounts, Limit, Measure, Standing
+
+SLICES = 60
+
+
+class Window:
+    """A rolling window in sixty slices. A partly expired slice counts in full, so no window ever holds more than allowed."""
+
+    def __init__(self, per_s: float) -> None:
+        self._width_s = per_s / SLICES
+        self._slices: dict[int, int] = {}  # number of the slice -> used in it; in order, because time only goes forward
+
+    def slice_at(self, now_s: float) -> int:
+        return math.floor(now_s / self._width_s)
+
+    def used(self, now_s: float) -> int:
+        oldest = self.slice_at(now_s) - SLICES
+        for number in [number for number in self._slices if number < oldest]:
+            del self._slices[number]
+        return sum(self._slices.values())
+
+    def add(self, slice_number: int, amount: int) -> None:
+        """Corrections go to the slice that was charged; one that has expired is past correcting."""
+        if amount > 0 or slice_number in self._slices:
+            self._slices[slice_number] = max(0, self._slices.get(slice_number, 0) + amount)
+
+    def free_in_s(self, now_s: float, amount: int) -> float:
+        """Seconds until at least `amount` of what is used now has expired."""
+        freed = 0
+        for number, used in self._slices.items():
+            freed += used
+            if freed >= amount:
+                return self._expires_s(number) - now_s
+        return 0.0
+
+    def reset_in_s(self, now_s: float) -> float:
+        used = [number for number, amount in self._slices.items() if amount]
+        return max(0.0, self._expires_s(used[-1]) - now_s) if used else 0.0
+
+    def _expires_s(self, number: int) -> float:
+        return (number + SLICES + 1) * self._width_s
+
+
+class Gauge:
+    """How many at this moment."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+@dataclass(slots=True)
+class _Hold:
+    limits: Sequence[Limit]
+    charged: list[tuple[Window, int]]
+    """Windows of tokens with the slice that was charged."""
+    gauges: list[Gauge]
+    tokens: int
+
+
+class MemoryQuotas:
+    """
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._windows: dict[tuple[str, Measure, float], Window] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._holds: dict[str, _Hold] = {}
+
+    async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> dict[Measure, Standing]:
+        now_s = self._clock()
+        if request_id not in self._holds:
+            self._refuse_if_full(limits, amounts, now_s)
+            self._holds[request_id] = self._take(limits, amounts, now_s)
+        return self._standing(limits, now_s)
+
+    async def raise_to(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
+        now_s = self._clock()
+        hold = self._holds[request_id]
+        if (more := tokens - hold.tokens) > 0:
+            of_tokens = [limit for limit in hold.limits if limit.measure is Measure.TOKENS]
+            self._refuse_if_full(of_tokens, {Measure.TOKENS: more}, now_s, needed=tokens)
+            for window, charged in hold.charged:
+                window.add(charged, more)
+            hold.tokens = tokens
+        return self._standing(hold.limits, now_s)
+
+    def settle(self, request_id: str, tokens: int) -> None:
+        hold = self._holds.pop(request_id, None)
+        if hold is None:
+            return
+        for window, charged in hold.charged:
+            window.add(charged, tokens - hold.tokens)
+        for gauge in hold.gauges:
+            gauge.value -= 1
+
+    @property
+    def open_holds(self) -> int:
+        return len(self._holds)
+
+    def _refuse_if_full(
+        self, limits: Sequence[Limit], amounts: Amounts, now_s: float, *, needed: int | None = None
+    ) -> None:
+        worst: tuple[float, Limit, int] | None = None
+        for limit in limits:
+            amount = amounts.get(limit.measure, 0)
+            wait_s = self._wait_s(limit, amount, needed, now_s)
+            if wait_s is not None and (worst is None or wait_s > worst[0]):
+                worst = (wait_s, limit, needed or amount)
+        if worst is not None:
+            wait_s, limit, amount = worst
+            raise QuotaExceeded(
+                limit.measure,
+                limit.amount,
+                per_s=limit.per_s,
+                needed=amount,
+                retry_after_s=None if math.isinf(wait_s) else wait_s,
+            )
+
+    def _wait_s(self, limit: Limit, amount: int, needed: int | None, now_s: float) -> float | None:
+        """Seconds until this limit would admit `amount`; None: it does now; infinite: it never will."""
+        if limit.per_s is None:
+            return 1.0 if self._gauge(limit).value + amount > limit.amount else None
+        window = self._window(limit)
+        over = window.used(now_s) + amount - limit.amount
+        if over <= 0 or amount == 0:
+            return None
+        return math.inf if (needed or amount) > limit.amount else window.free_in_s(now_s, over)
+
+    def _take(self, limits: Sequence[Limit], amounts: Amounts, now_s: float) -> _Hold:
+        hold = _Hold(limits, [], [], amounts.get(Measure.TOKENS, 0))
+        for limit in limits:
+            amount = amounts.get(limit.measure, 0)
+            if limit.per_s is None:
+                gauge = self._gauge(limit)
+                gauge.value += amount
+                hold.gauges += [gauge] * amount
+                continue
+            window = self._window(limit)
+            number = window.slice_at(now_s)
+            window.add(number, amount)
+            if limit.measure is Measure.TOKENS:
+                hold.charged.append((window, number))
+        return hold
+
+    def _standing(self, limits: Sequence[Limit], now_s: float) -> dict[Measure, Standing]:
+        standings: dict[Measure, Standing] = {}
+        for limit in limits:
+            if limit.per_s is None:
+                continue
+            window = self._window(limit)
+            remaining = max(0, limit.amount - window.used(now_s))
+            known = standings.get(limit.measure)
+            if known is None or remaining < known.remaining:
+                standings[limit.measure] = Standing(limit.amount, remaining, window.reset_in_s(now_s))
+        return standings
+
+    def _window(self, limit: Limit) -> Window:
+        assert limit.per_s is not None
+        key = (limit.scope, limit.measure, limit.per_s)
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = Window(limit.per_s)
+        return window
+
+    def _gauge(self, limit: Limit) -> Gauge:
+        return self._gauges.setdefault(limit.scope, Gauge())

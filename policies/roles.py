@@ -1,0 +1,61 @@
+"""Who may do what: globs of a role, narrowed by those of a key."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import cached_property
+
+from policies.quotas import Limit, limits_of
+from policies.settings import LimitSettings, RoleSettings
+
+ADMIN = RoleSettings(name="admin", collections=["*"], paths=["*"])
+"""Built in, and the only one that reaches /admin unless another role names it."""
+
+KINDS = ("models", "collections", "prompts", "backends", "paths")
+
+
+class Allowed:
+    """A set of names given by globs. Case matters; `*` matches everything, slashes too."""
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        globs = tuple(globs)
+        self._everything = "*" in globs
+        self._pattern = re.compile("|".join(map(translate, globs)) if globs else r"(?!)")
+
+    def __contains__(self, name: str) -> bool:
+        return self._everything or self._pattern.match(name) is not None
+
+
+class Role:
+    """A role's settings with its globs compiled."""
+
+    def __init__(self, settings: RoleSettings) -> None:
+        self.name = settings.name
+        self.settings = settings
+        self.allowed = {kind: Allowed(getattr(settings, kind)) for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is asking. Built once per key and configuration, then only read."""
+
+    key_id: str
+    key_name: str
+    role: Role
+    narrowed: tuple[tuple[str, Allowed], ...] = ()
+    own_limits: tuple[LimitSettings, ...] = ()
+    expires_at: int | None = None
+    """Unix seconds."""
+
+    def may(self, kind: str, name: str) -> bool:
+        """`kind`: models, collections, prompts, backends or paths."""
+        return name in self.role.allowed[kind] and all(name in allowed for own, allowed in self.narrowed if own == kind)
+
+    @cached_property
+    def limits(self) -> tuple[Limit, ...]:
+        """Of the role and of the key; all of them hold."""
+        return (
+            *limits_of(self.role.settings.limits, scope=f"{self.key_id}/role"),
+            *limits_of(self.own_limits, scope=self.key_id),
+        )
