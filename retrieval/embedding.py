@@ -1,0 +1,179 @@
+"""Texts -> vectors through a backend, with the cache in front of it."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import EMBEDDINGS, Backend, Call
+from backends.wire import Body
+from retrieval.embedding_cache import CachedVector, EmbeddingCache
+from retrieval.errors import EmbeddingFailed
+
+Vector = NDArray[np.float32]
+
+TEXTS_PER_CALL = 64
+WORDS_PER_CALL = 5000
+
+
+class Embedded(NamedTuple):
+    vectors: list[Vector]
+    """One per input, in order, float32 [dim]."""
+    prompt_tokens: int
+    """Of all inputs."""
+    cached_tokens: int
+    """Of those that came from the cache."""
+    hits: int
+
+
+class _Item(msgspec.Struct):
+    embedding: list[float] | str
+    index: int
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    prompt_tokens_by_input: list[int] | None = None
+    """Our workers say it for each input; a provider gives the sum only."""
+
+
+class _Reply(msgspec.Struct):
+    data: list[_Item]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+class Embedder:
+    """
+    Args:
+        cache: None: everything is computed.
+    """
+
+    def __init__(self, backend: Backend, cache: EmbeddingCache | None = None) -> None:
+        self.backend = backend
+        self._cache = cache
+
+    async def embed(
+        self, texts: Sequence[str], *, model: str, request_id: str, scope: str, options: Body | None = None
+    ) -> Embedded:
+        """Vectors of `texts`: what the cache has comes from there, the rest is computed, each distinct text once.
+
+        Args:
+            model: the backend's own name for the model.
+            scope: who shares the cache; texts of one scope are never found from another.
+            options: the client's body; all of its fields but input and encoding go to the backend and into the key.
+
+        Raises:
+            BackendError, EmbeddingFailed
+        """
+        body = (options or Body(b"{}")).without("input", "encoding_format", "user").replace(model=model)
+        keys = await self._keys(texts, body, scope)
+        known = await self._cache.get(keys) if self._cache else {}
+        missing = list(dict.fromkeys(key for key in keys if key not in known))
+        text_of = dict(zip(keys, texts, strict=True))
+        made = await self._compute([text_of[key] for key in missing], body, request_id)
+        fresh = dict(zip(missing, made, strict=True))
+        if self._cache and fresh:
+            await self._cache.put(fresh)
+        found = known | fresh
+        return Embedded(
+            vectors=[found[key].vector for key in keys],
+            prompt_tokens=sum(found[key].tokens for key in keys),
+            cached_tokens=sum(known[key].tokens for key in keys if key in known),
+            hits=sum(key in known for key in keys),
+        )
+
+    async def vectors(self, texts: Sequence[str], *, request_id: str) -> NDArray[np.float32]:
+        """For documents: float32 [len(texts), dim], unit length, past the cache (the database keeps them already)."""
+        body = Body(b"{}").replace(model=self.backend.name)
+        made = await self._compute(texts, body, request_id)
+        matrix = np.stack([one.vector for one in made])
+        if not np.isfinite(matrix).all():
+            raise EmbeddingFailed(f"backend '{self.backend.name}' gave a vector that is not finite")
+        lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+        return (matrix / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+    async def word_counts(self, words: Iterable[str]) -> dict[str, int]:
+        """Tokens of each distinct word as the model counts, special tokens aside; a guess on the safe side where it cannot."""
+        distinct = list(dict.fromkeys(words))
+        counts: dict[str, int] = {}
+        for start in range(0, len(distinct), WORDS_PER_CALL):
+            part = distinct[start : start + WORDS_PER_CALL]
+            known = await self.backend.count_texts(part)
+            counts |= zip(part, known or [1 + len(word) // 3 for word in part], strict=True)
+        return counts
+
+    async def _keys(self, texts: Sequence[str], body: Body, scope: str) -> list[bytes]:
+        """Everything that changes a vector, and who may share it, hashed with the exact text."""
+        prefix = hashlib.sha256()
+        for part in (await self.backend.identity(), scope):
+            prefix.update(part.encode() + b"\0")
+        # A local model is its file, whatever a client calls it; an upstream's name for it is part of what it is.
+        prefix.update((body.without("model") if self.backend.local else body).raw)
+        keys = []
+        for text in texts:
+            key = prefix.copy()
+            key.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+            keys.append(key.digest())
+        return keys
+
+    async def _compute(self, texts: Sequence[str], body: Body, request_id: str) -> list[CachedVector]:
+        made: list[CachedVector] = []
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            made += await self._ask(texts[start : start + TEXTS_PER_CALL], body, request_id)
+        return made
+
+    async def _ask(self, texts: Sequence[str], body: Body, request_id: str) -> list[CachedVector]:
+        encoding = "base64" if self.backend.local else "float"
+        name = self.backend.name
+        call = Call(EMBEDDINGS, body.replace(input=texts, encoding_format=encoding), request_id, name)
+        answer = await self.backend.complete(call)
+        try:
+            reply = msgspec.json.decode(answer.body, type=_Reply)
+            vectors = [_vector(item.embedding) for item in sorted(reply.data, key=lambda item: item.index)]
+        except (msgspec.MsgspecError, binascii.Error, ValueError) as exc:
+            raise EmbeddingFailed(f"backend '{name}' gave no readable embeddings: {exc}") from None
+        if [item.index for item in sorted(reply.data, key=lambda item: item.index)] != list(range(len(texts))):
+            raise EmbeddingFailed(f"backend '{name}' gave {len(vectors)} embeddings for {len(texts)} texts")
+        tokens = reply.usage.prompt_tokens_by_input or _shares(reply.usage.prompt_tokens, texts)
+        return [CachedVector(vector, count) for vector, count in zip(vectors, tokens, strict=True)]
+
+
+def _vector(value: list[float] | str) -> Vector:
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
+    return np.asarray(value, np.float32)
+
+
+def _shares(tokens: int, texts: Sequence[str]) -> list[int]:
+    """A sum spread over the texts by length; whole numbers that add up to it."""
+    total = sum(map(len, texts)) or 1
+    shares, given, seen = [], 0, 0
+    for text in texts:
+        seen += len(text)
+        upto = tokens * seen // total
+        shares.append(upto - given)
+        given = upto
+    return shares
+
+
+def render(embedded: Embedded, *, model: str, encoding: str) -> dict[str, Any]:
+    """OpenAI's answer. `encoding`: float, or base64 of little-endian float32."""
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            if encoding == "base64"
+            else vector.tolist(),
+        }
+        for index, vector in enumerate(embedded.vectors)
+    ]
+    usage: dict[str, Any] = {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens}
+    if embedded.cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": embedded.cached_tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}

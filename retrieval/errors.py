@@ -1,0 +1,25 @@
+"""What can go wrong with documents and searches. Facts only; `gateway/errors.py` turns them into HTTP."""
+
+
+class RetrievalError(Exception):
+    """Base of all failures of collections."""
+
+
+class CollectionNotReady(RetrievalError):
+    """Nothing of it is indexed yet."""
+
+    def __init__(self, collection: str, reason: str) -> None:
+        super().__init__(f"collection '{collection}' is not ready yet: {reason}")
+        self.collection = collection
+
+
+class DocumentUnreadable(RetrievalError):
+    """One file cannot be turned into text; the others are not affected."""
+
+
+class EmbeddingFailed(RetrievalError):
+    """The embedding backend answered something that is not one vector per text."""
+
+
+class TokensUndecodable(RetrievalError):
+    """Token ids came in, and the encoding that made them is not available offline, or does not know them."""
