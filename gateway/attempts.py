@@ -1,0 +1,237 @@
+"""From a client's body to the calls that backends get: template, passages, and the hold on tokens, per attempt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from backends.base import CHAT, Backend, Call, PromptSize
+from backends.encodings import Encodings
+from backends.errors import BackendError, InvalidRequest
+from backends.quote import question_of
+from backends.wire import Body
+from gateway.bookkeeping import Bookkeeping
+from gateway.exchange import Exchange
+from gateway.targets import Target, Targets
+from policies.errors import QuotaExceeded
+from policies.prompts import apply
+from policies.routing import Station
+from policies.token_counts import UPSTREAM_MAX_TOKENS, closer_bound, upper_bound
+from retrieval.citations import inject_into_messages, inject_into_prompt, pack
+from retrieval.search import Found, Searcher
+from retrieval.settings import CollectionSettings, RetrievalSettings
+
+EXTENSIONS = ("collections", "retrieval", "include")
+"""Fields of ours that this version refuses by name instead of handing them to a provider that knows nothing of them."""
+
+
+class PromptCall(msgspec.Struct, forbid_unknown_fields=True):
+    """`prompt` in a chat body: which template, and what to fill in."""
+
+    id: str | None = None
+    version: int | str | None = None
+    variables: dict[str, Any] = {}
+
+
+@dataclass(slots=True)
+class Question:
+    """One request, ready to be asked of any of its stations."""
+
+    target: Target
+    body: Body
+    """The client's, with the template applied and our own fields taken out."""
+    stations: Sequence[Station]
+    found: Sequence[Found] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    last_failure: BackendError | None = None
+
+    def failed(self, failure: BackendError) -> None:
+        self.last_failure = failure
+
+    @property
+    def failure(self) -> BackendError:
+        assert self.last_failure is not None
+        return self.last_failure
+
+
+class Attempts:
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        targets: Targets,
+        searchers: Mapping[str, Searcher],
+        collections: Mapping[str, CollectionSettings],
+        books: Bookkeeping,
+        encodings: Encodings,
+    ) -> None:
+        self._backends = backends
+        self._targets = targets
+        self._searchers = searchers
+        self._collections = collections
+        self._books = books
+        self._encodings = encodings
+
+    async def ask(self, exchange: Exchange, target: Target, body: Body) -> Question:
+        """Render the template and find the passages; the same for every attempt."""
+        assert exchange.caller is not None
+        chat = exchange.path == CHAT
+        refuse_extensions(body)
+        if not chat and (target.prompt is not None or target.settings.collections):
+            require_one_prompt(body)
+        stations = self._targets.stations(target, exchange.caller)
+        if any(self._collections[name].local_only for name in target.settings.collections):
+            stations = [station for station in stations if self._backends[station.backend].local]
+        found = await self._search(exchange, target, body)
+        rendered = self._render(target, body, chat=chat)
+        return Question(target, rendered, stations, found)
+
+    async def prepare(self, exchange: Exchange, question: Question, station: Station) -> tuple[Backend, Call]:
+        """The call for one station: named as that backend names it, with passages that fit, and tokens held for it.
+
+        Raises:
+            QuotaExceeded, BackendError, StoreUnavailable
+        """
+        backend = self._backends[station.backend]
+        body = question.body if station.model == exchange.model else question.body.replace(model=station.model)
+        call = Call(exchange.path, body, exchange.id, exchange.model, headers=question.headers)
+        size = await self._size(exchange, question, backend, call)
+        if question.found:
+            call, size = await self._with_passages(question, backend, call, size)
+        call = await self._held(exchange, question, backend, call, size)
+        self._books.begin(exchange)
+        return backend, call
+
+    async def _search(self, exchange: Exchange, target: Target, body: Body) -> list[Found]:
+        """For the client's own last words. A turn that ends in tool results goes on with what was found before."""
+        if not target.settings.collections or _ends_in_tool_result(body):
+            return []
+        query, settings = question_of(body), target.settings.retrieval
+        exchange.retrieval = f"ret_{exchange.id.removeprefix('req_')}"
+        found: list[Found] = []
+        for name in target.settings.collections:
+            found += await self._searchers[name].search(query, settings, request_id=exchange.id)
+        if (
+            len(target.settings.collections) > 1
+        ):  # each ranking is fused in itself; across them only the cosine compares
+            found.sort(key=lambda one: -one.score)
+        return found[: settings.top_k]
+
+    def _render(self, target: Target, body: Body, *, chat: bool) -> Body:
+        given = body.read("prompt", PromptCall) if chat else None
+        body = body.without("prompt") if chat else body
+        if target.prompt is None:
+            if given is not None:
+                raise InvalidRequest(
+                    f"the model '{target.settings.name}' has no prompt template to fill in.", param="prompt"
+                )
+            return body
+        check_prompt_call(given, target)
+        messages = target.prompt.render(question_of(body), given.variables if given else {})
+        defaults = {name: value for name, value in target.prompt.params.items() if name not in body}
+        if chat:
+            return body.replace(messages=apply(body.require("messages", list[dict[str, Any]]), messages), **defaults)
+        return body.replace(prompt="\n\n".join(message["content"] for message in messages), **defaults)
+
+    async def _size(self, exchange: Exchange, question: Question, backend: Backend, call: Call) -> PromptSize | None:
+        """Exact where the backend can count, and only where somebody needs it."""
+        wanted = self._books.counts_tokens(exchange) or (question.found and not backend.quotes)
+        return await backend.count(call) if wanted else None
+
+    async def _with_passages(
+        self, question: Question, backend: Backend, call: Call, size: PromptSize | None
+    ) -> tuple[Call, PromptSize | None]:
+        settings: RetrievalSettings = question.target.settings.retrieval
+        room = settings.max_context_tokens
+        if size is not None:
+            answer = _max_tokens(call.body) or question.target.settings.default_max_tokens or size.context_tokens // 4
+            room = min(room, size.context_tokens - size.prompt_tokens - answer)
+        texts = [one.chunk.text for one in question.found]
+        counts = await backend.count_texts(texts) or [one.chunk.tokens for one in question.found]
+        tokens = dict(zip((one.chunk.id for one in question.found), counts, strict=True))
+        packed = pack(question.found, budget_tokens=room, count=lambda one: tokens[one.chunk.id])
+        if backend.quotes:
+            return Call(call.path, call.body, call.request_id, call.model, packed.passages, call.headers), size
+        if call.path == CHAT:
+            messages = inject_into_messages(call.body.require("messages", list[dict[str, Any]]), packed.passages)
+            body = call.body.replace(messages=messages)
+        else:
+            body = call.body.replace(prompt=inject_into_prompt(question_of(call.body), packed.passages))
+        injected = Call(call.path, body, call.request_id, call.model, packed.passages, call.headers)
+        return injected, await backend.count(injected) if size is not None else None
+
+    async def _held(
+        self, exchange: Exchange, question: Question, backend: Backend, call: Call, size: PromptSize | None
+    ) -> Call:
+        """Hold prompt and longest answer. A local model is told to stop where the hold ends, so it never exceeds it."""
+        choices = call.body.read("n", int, 1)
+        asked = _max_tokens(call.body)
+        default = question.target.settings.default_max_tokens
+        if backend.local and asked is None and default is not None and not backend.quotes:
+            call = Call(
+                call.path,
+                call.body.replace(max_tokens=default),
+                call.request_id,
+                call.model,
+                call.passages,
+                call.headers,
+            )
+            asked = default
+        if not self._books.counts_tokens(exchange):
+            return call
+        if size is not None:
+            exchange.prompt_tokens = size.prompt_tokens
+            answer = asked if asked is not None else max(0, size.context_tokens - size.prompt_tokens)
+            await self._books.hold(exchange, size.prompt_tokens + answer * choices)
+        elif not backend.quotes:
+            answer = (asked if asked is not None else default or UPSTREAM_MAX_TOKENS) * choices
+            await self._hold_bounded(exchange, call, answer)
+        return call
+
+    async def _hold_bounded(self, exchange: Exchange, call: Call, answer_tokens: int) -> None:
+        raw = call.body.raw
+        try:
+            exchange.prompt_tokens = len(raw) // 4
+            await self._books.hold(exchange, upper_bound(len(raw)) + answer_tokens)
+        except QuotaExceeded:
+            exchange.prompt_tokens = await closer_bound(raw, self._encodings)
+            await self._books.hold(exchange, exchange.prompt_tokens + answer_tokens)
+
+
+def refuse_extensions(body: Body) -> None:
+    for name in EXTENSIONS:
+        if name in body:
+            raise InvalidRequest(
+                f"'{name}' is planned but not built in this version; ask a model that has a collection.", param=name
+            )
+
+
+def require_one_prompt(body: Body) -> None:
+    if not isinstance(body.read("prompt", Any), str):
+        raise InvalidRequest("a model with a template or a collection takes one prompt, as a string.", param="prompt")
+
+
+def check_prompt_call(given: PromptCall | None, target: Target) -> None:
+    if given is None or target.prompt is None:
+        return
+    if given.id not in (None, target.prompt.name):
+        raise InvalidRequest(
+            f"the model '{target.settings.name}' uses the prompt '{target.prompt.name}'.", param="prompt.id"
+        )
+    if given.version is not None and str(given.version) != str(target.prompt.version):
+        raise InvalidRequest(
+            f"the prompt '{target.prompt.name}' has version {target.prompt.version} only.", param="prompt.version"
+        )
+
+
+def _max_tokens(body: Body) -> int | None:
+    """What the client allows an answer, per choice. Legacy completions without it get OpenAI's sixteen."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        if (value := body.read(name, int)) is not None:
+            return value
+    return 16 if "messages" not in body else None
+
+
+def _ends_in_tool_result(body: Body) -> bool:
+    messages = body.read("messages", list[dict[str, Any]], [])
+    return bool(messages) and messages[-1].get("role") == "tool"

@@ -1,0 +1,139 @@
+"""`chasqui serve`: from a configuration to a listening gateway."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import rich_click as click
+
+from gateway.cli.common import config_option, load_or_stop, stop
+from gateway.settings import Loaded
+
+STARTED_S = time.perf_counter()
+
+GRACE_S = 30
+"""How long streams may go on after a stop signal."""
+
+
+@click.command("serve")
+@config_option
+@click.option("--host", help="Address to listen on; beats CHASQUI_HOST and the file.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; beats CHASQUI_PORT and the file.")
+@click.option("--prepare", is_flag=True, help="First put missing models of the box into place.")
+@click.option("--verbose", is_flag=True, help="Log debug messages, workers' words included.")
+def command(config: Path | None, host: str | None, port: int | None, prepare: bool, verbose: bool) -> None:
+    """Start the gateway. It prints the admin key at its first start, this once."""
+    loaded = load_or_stop(config, host=host, port=port)
+    if prepare:
+        from gateway.cli.models import prepare_missing
+
+        prepare_missing(loaded)
+    configure_logging(verbose=verbose)
+    listener = listen(loaded)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(serve(loaded, listener))
+        except KeyboardInterrupt:
+            pass
+
+
+async def serve(loaded: Loaded, listener: socket.socket) -> None:
+    import uvicorn
+
+    from backends.errors import ModelFileUnusable
+    from gateway.app import create_app
+    from gateway.database import DatabaseUnusable, open_database
+    from policies.errors import PromptInvalid
+
+    try:
+        loaded.home.mkdir(parents=True, exist_ok=True)
+        database = await open_database(loaded.settings.store.url)
+        app = create_app(loaded, database)
+        admin_key = await first_admin_key(loaded, app)
+    except (DatabaseUnusable, ModelFileUnusable, PromptInvalid, OSError) as exc:
+        stop(str(exc))
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    signal.signal(
+        signal.SIGHUP,
+        lambda *_: logging.getLogger("chasqui").warning("reloading is not built yet; restart to apply changes"),
+    )
+    server = uvicorn.Server(config)
+    announcing = asyncio.create_task(announce(server, listener, admin_key))
+    await server.serve(sockets=[listener])
+    announcing.cancel()
+    if not server.started:
+        sys.exit(1)
+
+
+async def announce(server: object, listener: socket.socket, admin_key: str | None) -> None:
+    """Said once the socket answers; the key first, because it is said only this once."""
+    while not server.started:  # type: ignore[attr-defined]  # noqa: ASYNC110 - uvicorn offers a flag, no event
+        await asyncio.sleep(0.005)
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - shown, not bound
+    address = f"http://{shown}:{port}"
+    if admin_key:
+        click.echo(
+            f"\nThe admin key, shown this once:\n\n  {admin_key}\n\nTry it in another terminal:\n\n  {curl_line(address, admin_key)}\n"
+        )
+    click.echo(f"chasqui is ready on {address} after {time.perf_counter() - STARTED_S:.1f} s (Ctrl-C stops it)")
+
+
+def curl_line(address: str, key: str) -> str:
+    body = '{"model": "guide", "max_tokens": 60, "messages": [{"role": "user", "content": "Hello!"}]}'
+    return f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
+
+
+async def first_admin_key(loaded: Loaded, app: object) -> str | None:
+    """A new key where neither the environment nor the database has one for an administrator."""
+    from policies.keys import Keys, NewKey
+    from policies.roles import ADMIN
+
+    keys: Keys = app.services.keys  # type: ignore[attr-defined]
+    if loaded.admin_key is not None or await keys.admin_exists(ADMIN.name):
+        return None
+    _, secret = await keys.create(NewKey("admin", ADMIN.name))
+    return secret
+
+
+def listen(loaded: Loaded) -> socket.socket:
+    """Bound here: a port in use is one line, before anything else is started."""
+    server = loaded.settings.server
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((server.host, server.port))
+    except OSError as exc:
+        stop(
+            f"cannot listen on {server.host}:{server.port}: {exc.strerror}; choose another with --port, or stop what uses it"
+        )
+    return listener
+
+
+def configure_logging(*, verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logging.getLogger("chasqui").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in ("uvicorn", "uvicorn.error", "httpx", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

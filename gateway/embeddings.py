@@ -1,0 +1,154 @@
+"""The story of one embedding request: inputs as text, vectors from the cache or a backend, rendered as asked."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from backends.base import EMBEDDINGS, Backend, Call
+from backends.encodings import EncodingMissing, Encodings
+from backends.errors import BackendError, BackendUnavailable, InvalidRequest
+from backends.wire import Body, Usage
+from gateway.bookkeeping import Bookkeeping
+from gateway.exchange import Exchange
+from gateway.targets import Targets
+from policies.retries import deserves_another
+from policies.roles import Caller
+from retrieval.embedding import Embedded, Embedder, render
+from retrieval.embedding_cache import EmbeddingCache
+from retrieval.errors import TokensUndecodable
+
+MAX_INPUTS = 2048
+"""OpenAI's limit of one call."""
+
+IDS_ENCODING = "cl100k_base"
+"""What clients that send token ids have used: LangChain's fallback, and OpenAI's embedding models' own."""
+
+
+class Rendered(NamedTuple):
+    body: bytes
+    headers: dict[str, str]
+
+
+class Embeddings:
+    def __init__(
+        self,
+        targets: Targets,
+        backends: Mapping[str, Backend],
+        cache: EmbeddingCache,
+        books: Bookkeeping,
+        encodings: Encodings,
+        *,
+        sharing: Literal["key", "role", "all"],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._targets = targets
+        self._backends = backends
+        self._embedders = {name: Embedder(backend, cache) for name, backend in backends.items()}
+        self._books = books
+        self._encodings = encodings
+        self._sharing = sharing
+        self._clock = clock
+
+    async def answer(self, exchange: Exchange, body: Body) -> Rendered:
+        """
+        Raises:
+            PolicyError, BackendError, RetrievalError, GatewayError
+        """
+        assert exchange.caller is not None
+        exchange.model = body.require("model", str)
+        target = self._targets.resolve(exchange.model, exchange.caller)
+        encoding = body.read("encoding_format", str, "float")
+        if encoding not in ("float", "base64"):
+            raise InvalidRequest("'encoding_format' is float or base64.", param="encoding_format")
+        with self._books.of(exchange):
+            await self._books.admit(exchange)
+            texts = await self._texts(body)
+            embedded = await self._embed(exchange, self._targets.stations(target, exchange.caller), texts, body)
+            exchange.usage = Usage(embedded.prompt_tokens, 0)
+            exchange.cache = _cache_word(embedded.hits, len(texts))
+            self._books.count_cache(hits=embedded.hits, misses=len(texts) - embedded.hits)
+            answer = msgspec.json.encode(render(embedded, model=exchange.model, encoding=encoding))
+            exchange.outcome = "complete"
+            exchange.overhead_s = self._clock() - exchange.started_s - exchange.waited_s
+            return Rendered(answer, exchange.headers())
+
+    async def _embed(self, exchange: Exchange, stations: Sequence[Any], texts: list[str], body: Body) -> Embedded:
+        failure: BackendError = BackendUnavailable(
+            exchange.model, "no backend of its route may be used for this request"
+        )
+        for station in stations:
+            exchange.attempts += 1
+            exchange.backend, exchange.backend_model = station.backend, station.model
+            waiting_since = self._clock()
+            try:
+                await self._hold(exchange, station.backend, texts, body)
+                self._books.begin(exchange)
+                return await self._embedders[station.backend].embed(
+                    texts, model=station.model, request_id=exchange.id, scope=self._scope(exchange.caller), options=body
+                )
+            except BackendError as exc:
+                failure = exc
+                if not deserves_another(exc):
+                    break
+            finally:
+                exchange.waited_s += self._clock() - waiting_since
+        raise failure
+
+    async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:
+        """Exact where the backend can count, else as many tokens as there are bytes."""
+        if not self._books.counts_tokens(exchange):
+            return
+        call = Call(EMBEDDINGS, body.replace(input=texts), exchange.id, exchange.model)
+        size = await self._backends[backend].count(call)
+        await self._books.hold(exchange, size.prompt_tokens if size else sum(len(text.encode()) for text in texts))
+
+    def _scope(self, caller: Caller | None) -> str:
+        assert caller is not None
+        return {"key": f"key:{caller.key_id}", "role": f"role:{caller.role.name}", "all": "all"}[self._sharing]
+
+    async def _texts(self, body: Body) -> list[str]:
+        """The inputs in order, as text.
+
+        Raises:
+            InvalidRequest, TokensUndecodable
+        """
+        value = body.require("input", Any)
+        items: list[Any] = (
+            [value] if isinstance(value, str) or _is_ids(value) else value if isinstance(value, list) else []
+        )
+        if not items:
+            raise InvalidRequest(
+                "'input' must be a string, a list of strings, or token ids, and not empty.", param="input"
+            )
+        if len(items) > MAX_INPUTS:
+            raise InvalidRequest(
+                f"'input' holds {len(items)} items; {MAX_INPUTS} are allowed in one call.", param="input"
+            )
+        texts = [
+            item if isinstance(item, str) else await self._decoded(item, index) for index, item in enumerate(items)
+        ]
+        for index, text in enumerate(texts):
+            if not text:
+                raise InvalidRequest("'input' must not hold an empty string.", param=f"input[{index}]")
+        return texts
+
+    async def _decoded(self, item: Any, index: int) -> str:
+        if not _is_ids(item):
+            raise InvalidRequest(
+                "'input' must be a string, a list of strings, or token ids, and not empty.", param=f"input[{index}]"
+            )
+        try:
+            return await asyncio.to_thread(self._encodings.decode, IDS_ENCODING, item)
+        except (EncodingMissing, ValueError) as exc:
+            raise TokensUndecodable(f"input[{index}] holds token ids, but {exc}; or send text") from None
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _cache_word(hits: int, inputs: int) -> str:
+    return "hit" if hits == inputs else "partial" if hits else "miss"

@@ -1,0 +1,1 @@
+"""One file per noun. A route reads the head of a request, calls a service and decides nothing."""

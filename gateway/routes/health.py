@@ -1,0 +1,44 @@
+"""Whether the process lives, whether it can work, and what it counts. No key needed."""
+
+import asyncio
+from typing import Any
+
+from litestar import Request, Response, get
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway import __version__
+from gateway.routes.answers import services_of
+
+STORE_TIMEOUT_S = 1.0
+
+
+@get("/health", tags=["Operation"], summary="The process lives")
+async def health() -> dict[str, str]:
+    return {"status": "ok", "version": __version__}
+
+
+@get("/health/ready", tags=["Operation"], summary="Requests can be served")
+async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
+    """503 only when the store fails; a backend or a collection that is not there makes it `degraded`."""
+    services = services_of(request)
+    store = "ok"
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT_S), services.database.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError, TimeoutError):
+        store = "failed"
+    backends = {name: backend.status() for name, backend in services.backends.items()}
+    collections = {name: searcher.state for name, searcher in services.searchers.items()}
+    degraded = "failed" in backends.values() or any(not searcher.ready for searcher in services.searchers.values())
+    status = "unavailable" if store == "failed" else "degraded" if degraded else "ready"
+    body = {"status": status, "store": store, "backends": backends, "collections": collections}
+    return Response(body, status_code=503 if store == "failed" else 200)
+
+
+@get("/metrics", tags=["Operation"], summary="Prometheus", media_type="text/plain; version=0.0.4; charset=utf-8")
+async def metrics(request: Request[Any, Any, Any]) -> bytes:
+    services = services_of(request)
+    for name, searcher in services.searchers.items():
+        services.metrics.collection(name, len(searcher.index))
+    return services.metrics.render()

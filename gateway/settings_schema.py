@@ -1,0 +1,48 @@
+"""The shape of config/chasqui.yaml: each package's settings, added up."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from backends.settings import BackendSettings, Name, Settings
+from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
+from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, RetrievalSettings
+
+
+class ServerSettings(Settings):
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0: any free one, printed at start."""
+    workers: Literal[1] = 1
+    max_body_mb: Annotated[float, Field(gt=0, le=4096)] = 25
+
+
+class StoreSettings(Settings):
+    url: Annotated[str, Field(pattern=r"^sqlite:///.+$")] = "sqlite:///${home}/chasqui.db"
+
+
+class QuotaSettings(Settings):
+    store: Literal["memory"] = "memory"
+
+
+class ModelSettings(RouteSettings):
+    """What clients may ask for."""
+
+    collections: list[Name] = []
+    retrieval: RetrievalSettings = RetrievalSettings()
+
+
+class GatewaySettings(Settings):
+    """config/chasqui.yaml."""
+
+    server: ServerSettings = ServerSettings()
+    home: str = "var"
+    store: StoreSettings = StoreSettings()
+    limits: QuotaSettings = QuotaSettings()
+    backends: Annotated[list[BackendSettings], Field(min_length=1)]
+    models: Annotated[list[ModelSettings], Field(min_length=1)]
+    collections: list[CollectionSettings] = []
+    prompts: PromptsSettings = PromptsSettings()
+    roles: list[RoleSettings] = []
+    keys: list[KeySettings] = []
+    embedding_cache: EmbeddingCacheSettings = EmbeddingCacheSettings()

@@ -1,0 +1,100 @@
+"""The outermost layer: an id for every request, one log line and one observation for every answer, and the last net."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from backends.asgi import Message, Receive, Send, send_json
+from gateway.errors import HeadersTooLarge, explain
+from gateway.exchange import Exchange
+from gateway.services import Services
+
+access_log = logging.getLogger("chasqui.access")
+log = logging.getLogger("chasqui")
+
+MAX_HEAD_BYTES = 64 * 1024
+
+QUIET = frozenset({"/health", "/health/ready", "/metrics"})
+"""Asked every few seconds by machines; logged at debug only."""
+
+
+class Telemetry:
+    """ASGI around the application. `scope["exchange"]` is the request's `Exchange`."""
+
+    def __init__(self, app: Any, services: Services, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.services = services
+        self._app = app
+        self._metrics = services.metrics
+        self._clock = clock
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(f"req_{uuid.uuid4().hex}", scope["path"], self._clock())
+        scope["exchange"] = exchange
+        name = (b"x-request-id", exchange.id.encode())
+
+        async def named_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
+                message["headers"] = [*headers, name]
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEAD_BYTES:
+                failure = explain(HeadersTooLarge(MAX_HEAD_BYTES))
+                await send_json(named_send, failure.meaning.status, failure.body)
+            else:
+                await self._app(scope, receive, named_send)
+        except (
+            Exception
+        ) as exc:  # the edge of a request: what slipped through everything must not end the connection's task
+            log.exception("bug in %s", exchange.path)
+            exchange.error = explain(exc).meaning.code
+            if not exchange.status:
+                await send_json(named_send, 500, explain(exc).body)
+        finally:
+            self._metrics.in_flight.dec()
+            self._observe(scope["method"], exchange)
+
+    def _observe(self, method: str, exchange: Exchange) -> None:
+        seconds = self._clock() - exchange.started_s
+        status = exchange.status or 499
+        level = logging.DEBUG if exchange.path in QUIET else logging.INFO
+        access_log.log(level, "%s", _line(method, exchange, status, seconds))
+        if exchange.operation == "other":
+            return
+        outcome = exchange.outcome if exchange.status else "client_left"
+        self._metrics.request(
+            operation=exchange.operation,
+            model=exchange.model,
+            backend=exchange.backend,
+            status=status,
+            outcome=outcome,
+            seconds=seconds,
+            error=exchange.error,
+        )
+        self._metrics.tokens(
+            model=exchange.model,
+            input_tokens=exchange.usage.prompt_tokens,
+            output_tokens=exchange.usage.completion_tokens,
+        )
+
+
+def _line(method: str, exchange: Exchange, status: int, seconds: float) -> str:
+    """One line, fields separated by spaces; a path is a client's and is written without control characters."""
+    path = exchange.path[:200].encode("unicode_escape").decode()
+    parts = [method, path, str(status), exchange.id, f"{seconds * 1000:.0f}ms"]
+    if exchange.caller is not None:
+        parts.append(f"key={exchange.caller.key_id}")
+    if exchange.backend is not None:
+        parts.append(f"model={exchange.model} backend={exchange.backend}")
+        parts.append(f"tokens={exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} {exchange.outcome}")
+    if exchange.error:
+        parts.append(f"error={exchange.error}")
+    return " ".join(parts)
