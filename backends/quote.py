@@ -163,9 +163,15 @@ def question_of(body: Body) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Lower case, without stop words, with a plural's s taken off."""
-    words = (word.lower() for word in _WORD.findall(text))
-    return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words if word not in _STOP_WORDS]
+    """Lower case, without stop words, each cut to its stem, roughly: enough for `recorded` to meet `records`."""
+    return [_stem(word) for word in map(str.lower, _WORD.findall(text)) if word not in _STOP_WORDS]
+
+
+def _stem(word: str) -> str:
+    for suffix in ("ing", "ed", "es", "s"):
+        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
+            return word.removesuffix(suffix)
+    return word
 
 
 def _usage_object(usage: Usage) -> dict[str, int]:

@@ -103,7 +103,7 @@ class Bookkeeping:
             if exchange.began:
                 self._journal.end(self._end(exchange))
         finally:
-            self._quotas.settle(exchange.id, exchange.usage.total_tokens)
+            exchange.standing |= self._quotas.settle(exchange.id, exchange.usage.total_tokens)
 
     @staticmethod
     def estimate(exchange: Exchange, answer_bytes: int) -> Usage:

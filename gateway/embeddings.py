@@ -14,14 +14,19 @@ from backends.wire import Body, Usage
 from gateway.bookkeeping import Bookkeeping
 from gateway.exchange import Exchange
 from gateway.targets import Targets
+from policies.errors import QuotaExceeded
 from policies.retries import deserves_another
 from policies.roles import Caller
+from policies.token_counts import upper_bound
 from retrieval.embedding import Embedded, Embedder, render
 from retrieval.embedding_cache import EmbeddingCache
 from retrieval.errors import TokensUndecodable
 
 MAX_INPUTS = 2048
 """OpenAI's limit of one call."""
+
+SPECIAL_TOKENS = 2
+"""Around each text, in the models that have such."""
 
 IDS_ENCODING = "cl100k_base"
 """What clients that send token ids have used: LangChain's fallback, and OpenAI's embedding models' own."""
@@ -73,6 +78,7 @@ class Embeddings:
             answer = msgspec.json.encode(render(embedded, model=exchange.model, encoding=encoding))
             exchange.outcome = "complete"
             exchange.overhead_s = self._clock() - exchange.started_s - exchange.waited_s
+            self._books.close(exchange)
             return Rendered(answer, exchange.headers())
 
     async def _embed(self, exchange: Exchange, stations: Sequence[Any], texts: list[str], body: Body) -> Embedded:
@@ -98,12 +104,17 @@ class Embeddings:
         raise failure
 
     async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:
-        """Exact where the backend can count, else as many tokens as there are bytes."""
+        """As many tokens as there are bytes; counted only when that is too much, so that a hit wakes no worker."""
         if not self._books.counts_tokens(exchange):
             return
-        call = Call(EMBEDDINGS, body.replace(input=texts), exchange.id, exchange.model)
-        size = await self._backends[backend].count(call)
-        await self._books.hold(exchange, size.prompt_tokens if size else sum(len(text.encode()) for text in texts))
+        try:
+            await self._books.hold(exchange, upper_bound(sum(SPECIAL_TOKENS + len(text.encode()) for text in texts)))
+        except QuotaExceeded:
+            call = Call(EMBEDDINGS, body.replace(input=texts), exchange.id, exchange.model)
+            size = await self._backends[backend].count(call)
+            if size is None:
+                raise
+            await self._books.hold(exchange, size.prompt_tokens)
 
     def _scope(self, caller: Caller | None) -> str:
         assert caller is not None

@@ -54,10 +54,13 @@ class QuotaStore(Protocol):
         """
         ...
 
-    def settle(self, request_id: str, tokens: int) -> None:
+    def settle(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
         """The work has ended and used this many tokens: correct the hold and give the concurrency slot back.
 
         More than was held becomes a debt. Never fails, never waits, does nothing for an id that holds nothing.
+
+        Returns:
+            Where the windows stand now, as far as that is known without waiting.
         """
         ...
 

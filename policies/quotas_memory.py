@@ -94,14 +94,15 @@ class MemoryQuotas:
             hold.tokens = tokens
         return self._standing(hold.limits, now_s)
 
-    def settle(self, request_id: str, tokens: int) -> None:
+    def settle(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
         hold = self._holds.pop(request_id, None)
         if hold is None:
-            return
+            return {}
         for window, charged in hold.charged:
             window.add(charged, tokens - hold.tokens)
         for gauge in hold.gauges:
             gauge.value -= 1
+        return self._standing(hold.limits, self._clock())
 
     @property
     def open_holds(self) -> int:

@@ -53,6 +53,11 @@ class LocalBackend:
             self._digest = (stamp, await asyncio.to_thread(_sha256, self._member.path))
         return f"gguf:{self._digest[1]}"
 
+    @property
+    def pid(self) -> int | None:
+        """Of the worker, while it lives."""
+        return self._member.pid
+
     def status(self) -> str:
         return self._member.status()
 

@@ -70,7 +70,8 @@ def weights(
     """float32 by force: numpy scalars promote to F64, which loads and then crashes at the first decode."""
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:
-        return (rng.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+        values: NDArray[np.float32] = (rng.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+        return values
 
     ones = np.ones(dim, np.float32)
     embedding = rng.standard_normal((len(tokens), dim)).astype(np.float32)

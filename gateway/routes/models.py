@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import Request, get
+from litestar.params import FromPath
 
 from gateway.auth import needs_key
 from gateway.routes.answers import exchange_of, services_of
@@ -17,7 +18,7 @@ async def list_models(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 
 @get("/v1/models/{model_id:path}", guards=[needs_key], tags=["OpenAI"], summary="One model")
-async def get_model(request: Request[Any, Any, Any], model_id: str) -> dict[str, Any]:
+async def get_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> dict[str, Any]:
     services, caller = services_of(request), exchange_of(request).caller
     assert caller is not None
     name = str(model_id).removeprefix("/")

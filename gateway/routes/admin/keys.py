@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from pydantic import ValidationError
 
 from backends.errors import InvalidRequest
@@ -16,7 +16,7 @@ from policies.settings import LimitSettings
 
 MAX_METADATA_PAIRS = 16
 
-Limit = Annotated[int, Parameter(ge=1, le=1000)]
+Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 
 
 class KeyFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,7 +53,7 @@ async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 
 @get("/admin/keys", guards=[needs_key], tags=["Administration"], summary="List keys")
-async def list_keys(request: Request[Any, Any, Any], limit: Limit = 100, after: str | None = None) -> dict[str, Any]:
+async def list_keys(request: Request[Any, Any, Any], limit: Limit = 100, after: FromQuery[str | None] = None) -> dict[str, Any]:
     """Newest first; `after` is the last id of the page before."""
     rows = await services_of(request).keys.list(limit=limit + 1, after=after)
     page = [key_object(row) for row in rows[:limit]]
@@ -67,12 +67,12 @@ async def list_keys(request: Request[Any, Any, Any], limit: Limit = 100, after: 
 
 
 @get("/admin/keys/{key_id:str}", guards=[needs_key], tags=["Administration"], summary="Read a key")
-async def get_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, Any]:
+async def get_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     return key_object(await services_of(request).keys.get(key_id))
 
 
 @patch("/admin/keys/{key_id:str}", guards=[needs_key], tags=["Administration"], summary="Change a key")
-async def change_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, Any]:
+async def change_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     """Any of the fields of create, and `disabled`. What is not named stays."""
     fields, keys = await read_as(request, KeyFields), services_of(request).keys
     changes: dict[str, Any] = {}
@@ -97,7 +97,7 @@ async def change_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, 
     tags=["Administration"],
     summary="A new secret",
 )
-async def rotate_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, Any]:
+async def rotate_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     """The old secret ends now."""
     row, secret = await services_of(request).keys.rotate(key_id)
     return key_object(row) | {"key": secret}
@@ -106,7 +106,7 @@ async def rotate_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, 
 @delete(
     "/admin/keys/{key_id:str}", guards=[needs_key], status_code=200, tags=["Administration"], summary="Remove a key"
 )
-async def delete_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, Any]:
+async def delete_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     await services_of(request).keys.delete(key_id)
     return {"id": key_id, "object": "key.deleted", "deleted": True}
 

@@ -1,0 +1,49 @@
+"""What every test may use: real model files where they are, an asyncio loop, scratch folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backends.llamacpp.synthetic import write_synthetic
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def synthetic_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama model with seeded random weights; it babbles."""
+    return write_synthetic(tmp_path_factory.mktemp("models") / "synthetic.gguf", name="synthetic", seed=1)
+
+
+@pytest.fixture(scope="session")
+def minilm_gguf() -> Path:
+    """The real MiniLM, as `chasqui models prepare` makes it; `make test` calls that first."""
+    path = Path(os.environ.get("CHASQUI_HOME", ROOT / "var")) / "models" / "all-MiniLM-L6-v2.gguf"
+    if not path.exists():
+        pytest.fail("MiniLM is missing; run `make test`, or `.venv/bin/chasqui models prepare`")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories_gguf() -> Path:
+    """A real, tiny story model, where it lies beside the checkout."""
+    path = SHARED / "models" / "stories260K.gguf"
+    if not path.exists():
+        pytest.skip("stories260K.gguf is not beside this checkout (../shared/models)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiktoken_dir() -> Path:
+    """A folder with tiktoken's cl100k and o200k files."""
+    path = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or SHARED / "tiktoken")
+    if not path.is_dir():
+        pytest.skip("no tiktoken files: set TIKTOKEN_CACHE_DIR, or put them into ../shared/tiktoken")
+    return path

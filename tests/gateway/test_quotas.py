@@ -1,0 +1,191 @@
+"""Limits over HTTP: exact under concurrency, settled on what was used, with headers that tell."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.journal import Begin, End, read
+from tests.faults.upstream import Line, Received, Upstream, answer_of, chunk_of, playing
+from tests.running import Gateway, running
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "guide", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5, "temperature": 0}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with playing(lambda request, line: line.answer(200, answer_of("hello"))) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def limited(tmp_path: Path, upstream: Upstream, synthetic_gguf: Path) -> Iterator[Gateway]:
+    config = {
+        "backends": [
+            {"name": "up", "engine": "openai", "base_url": upstream.base_url},
+            {"name": "chat", "engine": "llama_cpp", "model": str(synthetic_gguf), "context_tokens": 512},
+        ],
+        "models": [
+            {"name": "up", "route": ["up"]},
+            {"name": "guide", "route": ["chat"]},
+            {"name": "short", "route": ["chat"], "default_max_tokens": 7},
+        ],
+        "roles": [{"name": "default", "limits": [{"concurrent": 64}]}],
+    }
+    with running(tmp_path, config) as gateway:
+        yield gateway
+
+
+def asking(gateway: Gateway, key: str) -> httpx.Client:
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+
+
+def test_as_many_requests_as_allowed_are_answered_and_not_one_more(limited: Gateway) -> None:
+    """32 clients at once, a limit of 100, 160 requests."""
+    key = limited.new_key(limits=[{"per": "1h", "requests": 100}])
+    statuses: list[int] = []
+
+    def client() -> None:
+        with asking(limited, key) as http:
+            for _ in range(5):
+                statuses.append(http.post(CHAT, json={"model": "up", "messages": []}).status_code)
+
+    threads = [threading.Thread(target=client) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(statuses) == {200: 100, 429: 60}
+
+
+def test_a_refused_request_is_told_when_to_come_back(limited: Gateway) -> None:
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "requests": 1}])) as http:
+        first = http.post(CHAT, json=ASK)
+        second = http.post(CHAT, json=ASK)
+    assert first.headers["x-ratelimit-limit-requests"] == "1"
+    assert first.headers["x-ratelimit-remaining-requests"] == "0"
+    assert first.headers["x-ratelimit-reset-requests"].startswith("1h")
+    assert "x-ratelimit-limit-tokens" not in first.headers
+    assert second.status_code == 429
+    assert second.json()["error"]["type"] == "rate_limit_error"
+    assert second.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 3500 < int(second.headers["retry-after"]) <= 3661
+
+
+def test_tokens_are_settled_at_what_the_answer_really_used(limited: Gateway) -> None:
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 1000}])) as http:
+        first = http.post(CHAT, json=ASK)
+        used = first.json()["usage"]["total_tokens"]
+        second = http.post(CHAT, json=ASK)
+    assert int(first.headers["x-ratelimit-remaining-tokens"]) == 1000 - used
+    held = 1000 - used - int(second.headers["x-ratelimit-remaining-tokens"])
+    assert held == used
+
+
+def test_a_prompt_with_its_longest_answer_must_fit_before_anything_is_computed(limited: Gateway) -> None:
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 40}])) as http:
+        assert http.post(CHAT, json=ASK | {"max_tokens": 100}).status_code == 429
+        assert http.post(CHAT, json=ASK).status_code == 200
+
+
+def test_a_request_that_can_never_fit_says_so(limited: Gateway) -> None:
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 40}])) as http:
+        answer = http.post(CHAT, json=ASK | {"max_tokens": 100})
+    assert "larger than the limit" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == "3600"
+
+
+def test_without_a_maximum_a_local_model_stops_where_the_model_says(limited: Gateway) -> None:
+    body = {"model": "short", "messages": ASK["messages"], "temperature": 0}
+    with limited.http as http:
+        assert http.post(CHAT, json=body).json()["usage"]["completion_tokens"] == 7
+
+
+def test_concurrency_is_given_back_on_every_way_out(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def slow(request: Received, line: Line) -> None:
+        if request.json.get("user") == "break":
+            line.reset()
+            return
+        assert release.wait(10)
+        line.answer(200, answer_of("done"))
+
+    with playing(slow) as upstream:
+        config = {
+            "backends": [{"name": "up", "engine": "openai", "base_url": upstream.base_url}],
+            "models": [{"name": "up", "route": ["up"]}],
+            "roles": [{"name": "default"}],
+        }
+        with running(tmp_path, config) as gateway:
+            key = gateway.new_key(limits=[{"concurrent": 1}])
+            body = {"model": "up", "messages": []}
+            answers: list[int] = []
+
+            def first() -> None:
+                with asking(gateway, key) as http:
+                    answers.append(http.post(CHAT, json=body).status_code)
+
+            thread = threading.Thread(target=first)
+            thread.start()
+            assert upstream.arrived.wait(10)
+            with asking(gateway, key) as http:
+                assert http.post(CHAT, json=body).status_code == 429
+                release.set()
+                thread.join()
+                assert http.post(CHAT, json=body | {"user": "break"}).status_code == 502
+                assert http.post(CHAT, json=body).status_code == 200
+            assert answers == [200]
+
+
+def test_the_journal_has_a_begin_and_an_end_with_what_was_used(limited: Gateway) -> None:
+    key = limited.new_key(limits=[{"per": "1h", "tokens": 1000}])
+    with asking(limited, key) as http:
+        good = http.post(CHAT, json=ASK)
+        bad = http.post(CHAT, json=ASK | {"max_tokens": 400, "n": 2})
+    lines = [line for file in (limited.home / "journal").iterdir() for line in read(file)]
+    begin, end = (line for line in lines if line.id == good.headers["x-request-id"])
+    assert isinstance(begin, Begin)
+    assert isinstance(end, End)
+    assert begin.held_tokens >= good.json()["usage"]["total_tokens"]
+    assert (end.outcome, end.status, end.backend) == ("complete", 200, "chat")
+    assert end.completion_tokens == good.json()["usage"]["completion_tokens"]
+    assert bad.status_code in (200, 429)
+
+
+def test_a_stream_that_is_left_is_settled_at_what_was_sent(tmp_path: Path) -> None:
+    def endless(request: Received, line: Line) -> None:
+        line.start_stream()
+        for _ in range(3):
+            line.event(chunk_of("four and twenty blackbirds "))
+        if line.wait_until_peer_leaves():
+            upstream.peer_left.set()
+
+    with playing(endless) as upstream:
+        config = {
+            "backends": [{"name": "up", "engine": "openai", "base_url": upstream.base_url}],
+            "models": [{"name": "up", "route": ["up"]}],
+            "roles": [{"name": "default"}],
+        }
+        with running(tmp_path, config) as gateway:
+            key = gateway.new_key(limits=[{"per": "1h", "tokens": 10_000}, {"concurrent": 1}])
+            with asking(gateway, key) as http:
+                with http.stream("POST", CHAT, json={"model": "up", "messages": [], "stream": True}) as stream:
+                    next(stream.iter_lines())
+                assert upstream.peer_left.wait(1.0), "the upstream's connection stays open after the client left"
+                refused = http.post(CHAT, json={"model": "no-such", "messages": []})
+                assert refused.status_code == 404
+            ends = wait_for_end(gateway)
+    assert ends[0].outcome == "client_left"
+    assert 0 < ends[0].completion_tokens < 100
+
+
+def wait_for_end(gateway: Gateway) -> list[End]:
+    while True:
+        lines = [line for file in (gateway.home / "journal").iterdir() for line in read(file)]
+        if ends := [line for line in lines if isinstance(line, End)]:
+            return ends
