@@ -1,5 +1,6 @@
 """Keys: `sk-<public id>-<secret>`, shown once, kept as a SHA-256. Looking one up is one dictionary access, no database."""
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -83,6 +84,7 @@ class Keys:
             digest_of(key.secret): Caller(f"env:{key.name}", key.name, self._role(key.role)) for key in given
         }
         self._callers: dict[str, Caller] = dict(self._given)
+        self._reloading = asyncio.Lock()
 
     def authenticate(self, secret: str) -> Caller:
         """
@@ -95,14 +97,18 @@ class Keys:
         return caller
 
     async def reload(self) -> None:
-        """Read all usable keys anew. The dictionary is replaced whole: nobody can put an old key back."""
+        """Read all usable keys anew. The dictionary is replaced whole, and one reading at a time: nothing old comes back."""
+        async with self._reloading:
+            self._callers = await self._read()
+
+    async def _read(self) -> dict[str, Caller]:
         async with self._database.connect() as connection:
             rows = (await connection.execute(select(keys_table).where(~keys_table.c.disabled))).mappings().all()
         callers = dict(self._given)
         for row in rows:
             if row["role"] in self._roles:  # a role that left the configuration takes its keys with it
                 callers[row["digest"]] = self._caller(dict(row))
-        self._callers = callers
+        return callers
 
     async def create(self, new: NewKey) -> tuple[KeyRow, str]:
         """The stored row, and the key itself, this once.
@@ -181,7 +187,9 @@ class Keys:
         await self._change(key_id, delete(keys_table))
 
     async def admin_exists(self, admin_role: str) -> bool:
-        query = select(keys_table.c.id).where(keys_table.c.role == admin_role, ~keys_table.c.disabled).limit(1)
+        expires_at = keys_table.c.expires_at
+        alive = ~keys_table.c.disabled & (expires_at.is_(None) | (expires_at > int(self._clock())))
+        query = select(keys_table.c.id).where(keys_table.c.role == admin_role, alive).limit(1)
         async with self._database.connect() as connection:
             return (await connection.execute(query)).first() is not None
 

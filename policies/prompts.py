@@ -17,6 +17,12 @@ from policies.errors import PromptInvalid
 _environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
+TEMPLATE_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+)  # fmt: skip
+"""What a template can run into with the values of a client."""
+
+
 class Variable(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     default: str | int | float | bool | None = None
@@ -45,10 +51,11 @@ class Prompt(Settings):
         known = {variable.name for variable in self.variables} | {"text"}
         for message in self.messages:
             try:
-                template = _environment.parse(message.content)
-            except jinja2.TemplateSyntaxError as exc:
+                names = jinja2.meta.find_undeclared_variables(_environment.parse(message.content))
+                _environment.from_string(message.content)  # finds tests that do not exist
+            except jinja2.TemplateSyntaxError as exc:  # also for a filter or test that does not exist
                 raise ValueError(f"a template has a mistake in line {exc.lineno}: {exc.message}") from None
-            unknown = jinja2.meta.find_undeclared_variables(template) - known
+            unknown = names - known
             if unknown:
                 raise ValueError(f"a template uses {', '.join(sorted(unknown))}, which `variables` does not name")
         if self.messages[-1].role != "user":
@@ -77,7 +84,7 @@ class Prompt(Settings):
                 }
                 for message in self.messages
             ]
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError, ZeroDivisionError, RecursionError) as exc:
+        except TEMPLATE_FAILURES as exc:
             raise PromptInvalid(f"prompt '{self.name}' cannot be rendered: {exc}") from None
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from policies.errors import QuotaExceeded
 from policies.quotas import Amounts, Limit, Measure, Standing
@@ -27,7 +27,7 @@ class Window:
         return sum(self._slices.values())
 
     def add(self, slice_number: int, amount: int) -> None:
-        """Corrections go to the slice that was charged; one that has expired is past correcting."""
+        """Only to the present slice, or less of one that was charged before; one that has expired is past correcting."""
         if amount > 0 or slice_number in self._slices:
             self._slices[slice_number] = max(0, self._slices.get(slice_number, 0) + amount)
 
@@ -57,11 +57,33 @@ class Gauge:
 
 @dataclass(slots=True)
 class _Hold:
+    """What one request has taken. Tokens may come in several parts, each in the slices of its own moment."""
+
     limits: Sequence[Limit]
-    charged: list[tuple[Window, int]]
-    """Windows of tokens with the slice that was charged."""
     gauges: list[Gauge]
-    tokens: int
+    windows: list[Window]
+    """Of tokens, each once."""
+    parts: list[tuple[list[int], int]] = field(default_factory=list)
+    """(slice in each of `windows`, tokens)"""
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for _, tokens in self.parts)
+
+    def charge(self, tokens: int, now_s: float) -> None:
+        slices = [window.slice_at(now_s) for window in self.windows]
+        self.parts.append((slices, tokens))
+        for window, number in zip(self.windows, slices, strict=True):
+            window.add(number, tokens)
+
+    def refund(self, tokens: int) -> None:
+        """From the part that was taken last: what was used, was used from the beginning on."""
+        while tokens > 0 and self.parts:
+            slices, taken = self.parts.pop()
+            back = min(tokens, taken)
+            tokens -= back
+            for window, number in zip(self.windows, slices, strict=True):
+                window.add(number, -back)
 
 
 class MemoryQuotas:
@@ -89,20 +111,21 @@ class MemoryQuotas:
         if (more := tokens - hold.tokens) > 0:
             of_tokens = [limit for limit in hold.limits if limit.measure is Measure.TOKENS]
             self._refuse_if_full(of_tokens, {Measure.TOKENS: more}, now_s, needed=tokens)
-            for window, charged in hold.charged:
-                window.add(charged, more)
-            hold.tokens = tokens
+            hold.charge(more, now_s)
         return self._standing(hold.limits, now_s)
 
     def settle(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
         hold = self._holds.pop(request_id, None)
         if hold is None:
             return {}
-        for window, charged in hold.charged:
-            window.add(charged, tokens - hold.tokens)
+        now_s = self._clock()
+        if tokens > hold.tokens:
+            hold.charge(tokens - hold.tokens, now_s)
+        else:
+            hold.refund(hold.tokens - tokens)
         for gauge in hold.gauges:
             gauge.value -= 1
-        return self._standing(hold.limits, self._clock())
+        return self._standing(hold.limits, now_s)
 
     @property
     def open_holds(self) -> int:
@@ -138,20 +161,19 @@ class MemoryQuotas:
         return math.inf if (needed or amount) > limit.amount else window.free_in_s(now_s, over)
 
     def _take(self, limits: Sequence[Limit], amounts: Amounts, now_s: float) -> _Hold:
-        hold = _Hold(limits, [], [], amounts.get(Measure.TOKENS, 0))
-        for limit in limits:
-            amount = amounts.get(limit.measure, 0)
-            if limit.per_s is None:
-                gauge = self._gauge(limit)
-                gauge.value += amount
-                hold.gauges += [gauge] * amount
-                continue
-            window = self._window(limit)
-            number = window.slice_at(now_s)
-            window.add(number, amount)
-            if limit.measure is Measure.TOKENS:
-                hold.charged.append((window, number))
+        """Limits that share a counter take from it once."""
+        gauges = list(dict.fromkeys(self._gauge(limit) for limit in limits if limit.per_s is None))
+        gauges = gauges * amounts.get(Measure.CONCURRENT, 0)
+        for gauge in gauges:
+            gauge.value += 1
+        for window in self._windows_of(limits, Measure.REQUESTS):
+            window.add(window.slice_at(now_s), amounts.get(Measure.REQUESTS, 0))
+        hold = _Hold(limits, gauges, self._windows_of(limits, Measure.TOKENS))
+        hold.charge(amounts.get(Measure.TOKENS, 0), now_s)
         return hold
+
+    def _windows_of(self, limits: Sequence[Limit], measure: Measure) -> list[Window]:
+        return list(dict.fromkeys(self._window(limit) for limit in limits if limit.measure is measure))
 
     def _standing(self, limits: Sequence[Limit], now_s: float) -> dict[Measure, Standing]:
         standings: dict[Measure, Standing] = {}

@@ -12,6 +12,9 @@ from policies.settings import LimitSettings, RoleSettings
 ADMIN = RoleSettings(name="admin", collections=["*"], paths=["*"])
 """Built in, and the only one that reaches /admin unless another role names it."""
 
+DEFAULT = RoleSettings(name="default")
+"""What a key without a role gets where the configuration has no role of this name: every model, no documents, no limits."""
+
 KINDS = ("models", "collections", "prompts", "backends", "paths")
 
 
@@ -34,6 +37,11 @@ class Role:
         self.name = settings.name
         self.settings = settings
         self.allowed = {kind: Allowed(getattr(settings, kind)) for kind in KINDS}
+
+
+def all_roles(configured: Iterable[RoleSettings]) -> dict[str, Role]:
+    """The configured roles with the built-in ones."""
+    return {role.name: Role(role) for role in (DEFAULT, *configured, ADMIN)}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ def upper_bound(body_bytes: int) -> int:
 
 
 async def closer_bound(body: bytes, encodings: Encodings) -> int:
-    """Counted with tiktoken, off the event loop; where that is missing, bytes ÷ 2, which text never reaches."""
+    """Counted with tiktoken, off the event loop; where that is missing, the bytes again."""
     try:
         return await asyncio.to_thread(encodings.count, DEFAULT_ENCODING, body.decode("utf-8", "replace"))
     except EncodingMissing:
-        return len(body) // 2 + 1
+        return upper_bound(len(body))

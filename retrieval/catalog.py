@@ -23,6 +23,8 @@ class DocumentRow(SQLModel, table=True):
     path: str
     fingerprint: str
     """Changes with the content and with everything else that would change its chunks or their vectors."""
+    embedding: str
+    """Identity of the model that made its vectors; vectors of different models are never compared."""
     title: str = ""
     created_at: int
 
@@ -122,12 +124,12 @@ class Catalog:
             await connection.execute(delete(documents).where(documents.c.id == document_id))
         return gone
 
-    async def vectors(self, collection: str) -> tuple[list[ChunkId], NDArray[np.float32]]:
-        """All ids of a collection and their vectors, float32 [n, dim], in order of id."""
+    async def vectors(self, collection: str, *, embedding: str) -> tuple[list[ChunkId], NDArray[np.float32]]:
+        """The ids of a collection that this model embedded, and their vectors, float32 [n, dim], in order of id."""
         query = (
             select(chunks.c.id, chunks.c.vector)
             .join(documents, documents.c.id == chunks.c.document_id)
-            .where(documents.c.collection == collection)
+            .where(documents.c.collection == collection, documents.c.embedding == embedding)
             .order_by(chunks.c.id)
         )
         async with self._database.connect() as connection:
@@ -135,12 +137,12 @@ class Catalog:
         matrix = np.frombuffer(b"".join(vector for _, vector in rows), "<f4")
         return [id_ for id_, _ in rows], matrix.reshape(len(rows), -1) if rows else np.zeros((0, 0), np.float32)
 
-    async def chunks(self, ids: Sequence[ChunkId]) -> dict[ChunkId, Chunk]:
-        """Chunks by id; one that has been removed meanwhile is missing."""
+    async def chunks(self, collection: str, ids: Sequence[ChunkId]) -> dict[ChunkId, Chunk]:
+        """Chunks of a collection by id; one that has been removed meanwhile is missing."""
         query = (
             select(chunks.c.id, documents.c.path, documents.c.title, chunks.c.heading, chunks.c.text, chunks.c.tokens)
             .join(documents, documents.c.id == chunks.c.document_id)
-            .where(chunks.c.id.in_(bindparam("ids", expanding=True)))
+            .where(documents.c.collection == collection, chunks.c.id.in_(bindparam("ids", expanding=True)))
         )
         async with self._database.connect() as connection:
             return {row[0]: Chunk(*row) for row in await connection.execute(query, {"ids": list(ids)})}

@@ -9,7 +9,7 @@ from retrieval.catalog import NewChunk
 from retrieval.parsing import Parsed
 from retrieval.settings import ChunkSettings
 
-_HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t#]*$|^(```|~~~)", re.MULTILINE)
+_HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t#]*$|^ {0,3}(`{3,}|~{3,})(.*)$", re.MULTILINE)
 
 
 def title_of(parsed: Parsed) -> str:
@@ -30,17 +30,21 @@ def chunk(parsed: Parsed, settings: ChunkSettings, count: Callable[[str], int]) 
     return [
         NewChunk(path_at(headings, start, text), text, count(text))
         for start, text in splitter.chunk_indices(parsed.text)
-        if text.strip() and not _only_headings(text)
+        if text.strip() and not (parsed.markdown and _only_headings(text))
     ]
 
 
 def headings_of(text: str) -> list[tuple[int, int, str]]:
-    """(offset, level, title) of each Markdown heading outside code fences."""
-    headings, fence = [], None
+    """(offset, level, title) of each Markdown heading outside code fences (CommonMark 4.2 and 4.5)."""
+    headings: list[tuple[int, int, str]] = []
+    fence = ""
     for match in _HEADING.finditer(text):
-        if match[3]:
-            fence = None if fence == match[3] else fence or match[3]
-        elif fence is None:
+        mark, info = match[3], match[4]
+        if mark and not fence:
+            fence = "" if mark[0] == "`" and "`" in info else mark
+        elif mark and mark.startswith(fence) and not info.strip():
+            fence = ""
+        elif not mark and not fence:
             headings.append((match.start(), len(match[1]), match[2].strip()))
     return headings
 

@@ -140,6 +140,8 @@ class Embedder:
         if [item.index for item in sorted(reply.data, key=lambda item: item.index)] != list(range(len(texts))):
             raise EmbeddingFailed(f"backend '{name}' gave {len(vectors)} embeddings for {len(texts)} texts")
         tokens = reply.usage.prompt_tokens_by_input or _shares(reply.usage.prompt_tokens, texts)
+        if len(tokens) != len(texts):
+            raise EmbeddingFailed(f"backend '{name}' counted {len(tokens)} texts of {len(texts)}")
         return [CachedVector(vector, count) for vector, count in zip(vectors, tokens, strict=True)]
 
 

@@ -131,4 +131,4 @@ class EmbeddingCache:
 
 def _checksum(key: bytes, vector: bytes, tokens: int) -> bytes:
     """Sixteen bytes over a row: a flipped bit in the file must not become a wrong vector."""
-    return hashlib.blake2b(key + tokens.to_bytes(8, "little") + vector, digest_size=16).digest()
+    return hashlib.blake2b(key + tokens.to_bytes(8, "little", signed=True) + vector, digest_size=16).digest()

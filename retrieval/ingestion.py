@@ -74,6 +74,8 @@ class Ingestion:
             try:
                 changed = await self._one(path, file, known.get(path))
             except (DocumentUnreadable, EmbeddingFailed, UpstreamRefused, OSError) as exc:
+                if isinstance(exc, DocumentUnreadable) and path in known:  # what it said before, it says no more
+                    self._searcher.index.remove(await self._catalog.remove([known[path].document_id]))
                 failed += 1
                 log.warning("collection '%s': %s", name, exc)
                 continue
@@ -90,7 +92,9 @@ class Ingestion:
 
     async def _load_index(self) -> None:
         """What is stored is searchable before anything new is read."""
-        ids, vectors = await self._catalog.vectors(self._settings.name)
+        ids, vectors = await self._catalog.vectors(
+            self._settings.name, embedding=await self._embedder.backend.identity()
+        )
         if ids:
             self._searcher.index.add(ids, vectors)
             self._open()
@@ -117,6 +121,7 @@ class Ingestion:
             collection=self._settings.name,
             path=path,
             fingerprint=fingerprint,
+            embedding=await self._embedder.backend.identity(),
             title=title,
             created_at=int(self._clock()),
         )
@@ -151,7 +156,7 @@ async def run_until_ready(
 
 def _tokens(text: str, counts: dict[str, int]) -> int:
     """Sum over words. A piece of a word, which only a splitter in need makes, is bounded by its length."""
-    return sum(counts.get(word) or len(word) for word in text.split())
+    return sum(counts.get(word) or len(word.encode()) for word in text.split())
 
 
 def _read(file: Path) -> bytes:

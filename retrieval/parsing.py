@@ -2,12 +2,17 @@
 
 import asyncio
 import mimetypes
+import re
 from pathlib import PurePath
 from typing import NamedTuple
 
 from retrieval.errors import DocumentUnreadable
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".text", ".log"})
+
+
+_FRONT_BLOCK = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+"""Metadata that kreuzberg puts in front of Markdown."""
 
 
 class Parsed(NamedTuple):
@@ -43,6 +48,7 @@ def _extract(name: str, data: bytes) -> str:
     if kind is None:
         raise DocumentUnreadable(f"{name} is of a kind that nothing here can read")
     try:
-        return str(kreuzberg.extract_bytes_sync(data, kind).content)
+        config = kreuzberg.ExtractionConfig(output_format="markdown")  # else headings are lost
+        return _FRONT_BLOCK.sub("", str(kreuzberg.extract_bytes_sync(data, kind, config).content))
     except (kreuzberg.KreuzbergError, ValueError, RuntimeError, OSError) as exc:
         raise DocumentUnreadable(f"{name} cannot be read: {exc}") from None

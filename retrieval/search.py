@@ -59,5 +59,5 @@ class Searcher:
         order = [id_ for id_, _ in fuse(rankings, damping=DAMPING)]
         similarity = self.index.similarity(vector.astype(np.float32), order)
         chosen = [id_ for id_ in order if max(0.0, similarity.get(id_, 0.0)) >= settings.min_score][: settings.top_k]
-        chunks = await self._catalog.chunks(chosen)
+        chunks = await self._catalog.chunks(self.collection, chosen)
         return [Found(chunks[id_], min(1.0, max(0.0, similarity.get(id_, 0.0)))) for id_ in chosen if id_ in chunks]

@@ -42,7 +42,9 @@ def upgrade() -> None:
         sa.Column("fingerprint", sa.String(), nullable=False),
         sa.Column("title", sa.String(), nullable=False),
         sa.Column("created_at", sa.Integer(), nullable=False),
+        sa.Column("embedding", sa.String(), nullable=False),
         sa.UniqueConstraint("collection", "path", name="uq_documents_collection_path"),
+        sqlite_autoincrement=True,  # an index or a search in flight may still know an id: it is never given again
     )
     op.create_index("ix_documents_collection", "documents", ["collection"])
     op.create_table(
@@ -54,6 +56,7 @@ def upgrade() -> None:
         sa.Column("text", sa.String(), nullable=False),
         sa.Column("tokens", sa.Integer(), nullable=False),
         sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_index("ix_chunks_document_id", "chunks", ["document_id"])
     op.create_table(

@@ -1,0 +1,412 @@
+"""One suite for every store of quotas: what an admission promises, whoever keeps the numbers."""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from policies.errors import QuotaExceeded
+from policies.quotas import Limit, Measure, QuotaStore
+from policies.quotas_memory import MemoryQuotas
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("make", [MemoryQuotas])]
+
+Make = Callable[["Clock"], QuotaStore]
+
+REQUESTS, TOKENS, CONCURRENT = Measure.REQUESTS, Measure.TOKENS, Measure.CONCURRENT
+
+INSTANT_S = 1e-6
+SLICES = 60
+
+LIMITS = (
+    Limit("key", REQUESTS, 6, 10.0),
+    Limit("key", TOKENS, 100, 10.0),
+    Limit("key", TOKENS, 150, 60.0),
+    Limit("key", CONCURRENT, 3, None),
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 12_345.678
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def tokens(amount: int, per_s: float = 60.0, scope: str = "key") -> Limit:
+    return Limit(scope, TOKENS, amount, per_s)
+
+
+async def refusal(store: QuotaStore, limits: list[Limit], amounts: dict[Measure, int]) -> QuotaExceeded:
+    with pytest.raises(QuotaExceeded) as caught:
+        await store.reserve("refused", limits, amounts)
+    return caught.value
+
+
+@dataclass
+class Books:
+    """What has been admitted and when, written down by somebody who knows nothing of slices."""
+
+    entries: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Request -> [when, tokens] of each admission."""
+    open: set[str] = field(default_factory=set)
+
+    def held(self, request_id: str) -> float:
+        return sum(amount for _, amount in self.entries[request_id])
+
+    def settle(self, request_id: str, used: float) -> None:
+        """What was not used is given back, the latest first."""
+        back = self.held(request_id) - used
+        for entry in reversed(self.entries[request_id]):
+            given = min(entry[1], back)
+            entry[1] -= given
+            back -= given
+        self.open.discard(request_id)
+
+    def admitted(self, measure: Measure, since_s: float) -> float:
+        if measure is REQUESTS:
+            return sum(1 for entries in self.entries.values() if entries[0][0] > since_s)
+        return sum(amount for entries in self.entries.values() for when, amount in entries if when > since_s)
+
+    def check(self, now_s: float) -> None:
+        for limit in LIMITS:
+            if limit.per_s is None:
+                assert len(self.open) <= limit.amount
+            else:
+                assert self.admitted(limit.measure, now_s - limit.per_s) <= limit.amount, limit
+
+
+RESERVE = st.tuples(st.just("reserve"), st.integers(0, 120))
+RAISE = st.tuples(st.just("raise"), st.integers(0, 120))
+SETTLE = st.tuples(st.just("settle"), st.integers(0, 100))
+CLOCK = st.tuples(st.just("clock"), st.floats(0, 65) | st.sampled_from([1 / 6, 9.99, 10.0, 10.2, 59.9, 60.0, 61.0]))
+
+
+async def play(store: QuotaStore, clock: Clock, steps: list[tuple[str, float]]) -> None:
+    """Run the steps against the store and the books, checking all real windows after each admission."""
+    books = Books()
+    for number, (what, amount) in enumerate(steps):
+        oldest = min(books.open, default=None, key=int)
+        if what == "clock":
+            clock.now_s += amount
+        elif what == "reserve":
+            with suppress(QuotaExceeded):
+                await store.reserve(str(number), LIMITS, {REQUESTS: 1, TOKENS: int(amount), CONCURRENT: 1})
+                books.entries[str(number)] = [[clock.now_s, amount]]
+                books.open.add(str(number))
+                books.check(clock.now_s)
+        elif oldest is not None and what == "raise":
+            with suppress(QuotaExceeded):
+                await store.raise_to(oldest, int(amount))
+                books.entries[oldest].append([clock.now_s, max(0.0, amount - books.held(oldest))])
+                books.check(clock.now_s)
+        elif oldest is not None:
+            used = math.floor(books.held(oldest) * amount / 100)
+            store.settle(oldest, used)
+            books.settle(oldest, used)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=st.lists(RESERVE | SETTLE | CLOCK, max_size=40))
+async def test_no_real_window_ever_holds_more_than_its_limit(make: Make, steps: list[tuple[str, float]]) -> None:
+    clock = Clock()
+    await play(make(clock), clock, steps)
+
+
+@settings(max_examples=300, deadline=None)
+@example(steps=[("reserve", 0), ("clock", 9.99), ("raise", 100), ("clock", 0.5), ("reserve", 50)])
+@given(steps=st.lists(RESERVE | RAISE | SETTLE | CLOCK, max_size=40))
+async def test_no_real_window_ever_holds_more_than_its_limit_when_holds_are_raised(
+    make: Make, steps: list[tuple[str, float]]
+) -> None:
+    clock = Clock()
+    await play(make(clock), clock, steps)
+
+
+@pytest.mark.parametrize(
+    "full",
+    [Limit("role", REQUESTS, 0, 10.0), tokens(4), Limit("role", TOKENS, 4, 3600.0)],
+    ids=lambda limit: f"{limit.measure}-{limit.per_s}",
+)
+@pytest.mark.parametrize("place", [0, 1, 3])
+async def test_a_refusal_takes_nothing_from_any_limit(make: Make, full: Limit, place: int) -> None:
+    store = make(Clock())
+    others = [Limit("key", REQUESTS, 1, 60.0), Limit("key", TOKENS, 5, 10.0), Limit("key", CONCURRENT, 1, None)]
+    amounts = {REQUESTS: 1, TOKENS: 5, CONCURRENT: 1}
+    error = await refusal(store, [*others[:place], full, *others[place:]], amounts)
+    assert (error.measure, error.limit) == (full.measure, full.amount)
+    await store.reserve("fits", others, amounts)
+
+
+async def test_concurrent_requests_are_counted_until_they_settle(make: Make) -> None:
+    clock = Clock()
+    store = make(clock)
+    limits = [Limit("key", CONCURRENT, 2, None)]
+    await store.reserve("a", limits, {CONCURRENT: 1})
+    await store.reserve("b", limits, {CONCURRENT: 1})
+    clock.now_s += 10_000
+    error = await refusal(store, limits, {CONCURRENT: 1})
+    assert error.measure == CONCURRENT
+    assert error.retry_after_s is not None
+    store.settle("a", 0)
+    await store.reserve("c", limits, {CONCURRENT: 1})
+
+
+async def test_settling_twice_is_harmless(make: Make) -> None:
+    store = make(Clock())
+    limits = [tokens(100), Limit("key", CONCURRENT, 1, None)]
+    await store.reserve("a", limits, {TOKENS: 50, CONCURRENT: 1})
+    store.settle("a", 40)
+    store.settle("a", 0)
+    store.settle("never seen", 70)
+    standing = await store.reserve("b", limits, {TOKENS: 10, CONCURRENT: 1})
+    assert standing[TOKENS].remaining == 50
+    await refusal(store, limits, {CONCURRENT: 1})
+
+
+async def test_reserving_twice_for_one_request_takes_once(make: Make) -> None:
+    store = make(Clock())
+    limits = [Limit("key", REQUESTS, 1, 60.0), tokens(100)]
+    for _ in range(3):
+        standing = await store.reserve("a", limits, {REQUESTS: 1, TOKENS: 60})
+        assert standing[TOKENS].remaining == 40
+
+
+async def test_a_debt_is_seen_by_the_next_admission(make: Make) -> None:
+    clock = Clock()
+    store = make(clock)
+    limits = [tokens(100)]
+    await store.reserve("a", limits, {TOKENS: 10})
+    clock.now_s += 30
+    store.settle("a", 160)
+    error = await refusal(store, limits, {TOKENS: 1})
+    assert error.retry_after_s is not None
+    clock.now_s += 61
+    await store.reserve("b", limits, {TOKENS: 100})
+
+
+async def test_a_debt_of_a_request_longer_than_the_window_is_seen_by_the_next_admission(make: Make) -> None:
+    clock = Clock()
+    store = make(clock)
+    limits = [tokens(100, per_s=10.0)]
+    await store.reserve("a", limits, {TOKENS: 10})
+    clock.now_s += 15
+    store.settle("a", 500)
+    await refusal(store, limits, {TOKENS: 1})
+
+
+async def test_what_was_held_and_not_used_is_free_again(make: Make) -> None:
+    clock = Clock()
+    store = make(clock)
+    limits = [tokens(100)]
+    await store.reserve("a", limits, {TOKENS: 100})
+    await refusal(store, limits, {TOKENS: 1})
+    clock.now_s += 5
+    store.settle("a", 30)
+    standing = await store.reserve("b", limits, {TOKENS: 70})
+    assert standing[TOKENS].remaining == 0
+
+
+async def test_settling_says_where_the_windows_stand(make: Make) -> None:
+    store = make(Clock())
+    await store.reserve("a", [tokens(100), Limit("key", CONCURRENT, 1, None)], {TOKENS: 100, CONCURRENT: 1})
+    standing = store.settle("a", 30)
+    assert {measure: (one.limit, one.remaining) for measure, one in standing.items()} == {TOKENS: (100, 70)}
+    assert store.settle("a", 30) == {}
+
+
+async def test_a_refund_after_the_window_has_passed_frees_nothing_of_others(make: Make) -> None:
+    clock = Clock()
+    store = make(clock)
+    limits = [tokens(100)]
+    await store.reserve("a", limits, {TOKENS: 100})
+    clock.now_s += 62
+    await store.reserve("b", limits, {TOKENS: 100})
+    store.settle("a", 0)
+    await refusal(store, limits, {TOKENS: 1})
+
+
+async def test_a_raise_takes_the_difference_only_and_never_lowers(make: Make) -> None:
+    store = make(Clock())
+    await store.reserve("a", [tokens(100)], {TOKENS: 30})
+    assert (await store.raise_to("a", 80))[TOKENS].remaining == 20
+    assert (await store.raise_to("a", 50))[TOKENS].remaining == 20
+    store.settle("a", 80)
+    assert (await store.reserve("b", [tokens(100)], {}))[TOKENS].remaining == 20
+
+
+@pytest.mark.parametrize(("wanted", "fits"), [(70, True), (71, False)])
+async def test_a_refused_raise_leaves_the_hold_as_it_was(make: Make, wanted: int, fits: bool) -> None:
+    store = make(Clock())
+    limits = [tokens(1000), tokens(100, per_s=3600.0)]
+    await store.reserve("other", limits, {TOKENS: 30})
+    await store.reserve("a", limits, {TOKENS: 10})
+    if not fits:
+        with pytest.raises(QuotaExceeded) as caught:
+            await store.raise_to("a", wanted)
+        assert (caught.value.limit, str(wanted) in str(caught.value)) == (100, True)
+    standing = await store.raise_to("a", wanted if fits else 10)
+    assert standing[TOKENS].remaining == (0 if fits else 60)
+
+
+@pytest.mark.parametrize("how", ["reserve", "raise"])
+async def test_a_request_that_can_never_fit_has_no_time_to_try_again(make: Make, how: str) -> None:
+    store = make(Clock())
+    limits = [tokens(100)]
+    await store.reserve("other", limits, {TOKENS: 100})
+    await store.reserve("a", limits, {})
+    with pytest.raises(QuotaExceeded) as caught:
+        await (store.raise_to("a", 101) if how == "raise" else store.reserve("b", limits, {TOKENS: 101}))
+    assert caught.value.retry_after_s is None
+    assert "larger than the limit" in str(caught.value)
+
+
+async def test_the_limit_that_is_free_last_is_named(make: Make) -> None:
+    store = make(Clock())
+    limits = [tokens(10, per_s=3600.0), Limit("key", REQUESTS, 1, 60.0), tokens(10, per_s=10.0)]
+    await store.reserve("a", limits, {REQUESTS: 1, TOKENS: 10})
+    error = await refusal(store, limits, {REQUESTS: 1, TOKENS: 10})
+    assert error.measure == TOKENS
+    assert error.retry_after_s is not None
+    assert 3600 <= error.retry_after_s <= 3660 + INSTANT_S
+
+
+def earliest_s(admitted: list[tuple[float, int]], amount: int, limit: Limit) -> float:
+    """When an exact window, without slices, would admit `amount`."""
+    assert limit.per_s is not None
+    over = sum(used for _, used in admitted) + amount - limit.amount
+    for when, used in sorted(admitted):
+        over -= used
+        if over <= 0:
+            return when + limit.per_s
+    raise AssertionError("it never fits")
+
+
+async def wait_is_right(
+    store: QuotaStore, clock: Clock, admitted: list[tuple[float, int]], amount: int, limit: Limit
+) -> None:
+    """Where `amount` is refused: not admitted before `retry_after_s`, admitted then, and that is not much too late."""
+    assert limit.per_s is not None
+    try:
+        await store.reserve("probe", [limit], {TOKENS: amount})
+    except QuotaExceeded as error:
+        assert error.retry_after_s is not None
+        then_s = clock.now_s + error.retry_after_s
+        assert then_s <= earliest_s(admitted, amount, limit) + 2 * limit.per_s / SLICES + INSTANT_S
+        clock.now_s = max(clock.now_s, then_s - INSTANT_S)
+        await refusal(store, [limit], {TOKENS: amount})
+        clock.now_s = then_s + INSTANT_S
+        await store.reserve("probe", [limit], {TOKENS: amount})
+
+
+PAST = st.lists(st.tuples(st.floats(0, 4), st.integers(1, 30)), max_size=20)
+"""(seconds to wait, tokens to take) of earlier requests."""
+
+
+@settings(max_examples=300, deadline=None)
+@given(past=PAST, amount=st.integers(1, 100), per_s=st.sampled_from([10.0, 60.0, 3600.0]))
+async def test_the_same_request_is_admitted_when_retry_after_says_and_not_before(
+    make: Make, past: list[tuple[float, int]], amount: int, per_s: float
+) -> None:
+    clock, limit = Clock(), tokens(100, per_s)
+    store = make(clock)
+    admitted = []
+    for number, (wait_s, used) in enumerate(past):
+        clock.now_s += wait_s
+        with suppress(QuotaExceeded):
+            await store.reserve(str(number), [limit], {TOKENS: used})
+            admitted.append((clock.now_s, used))
+    await wait_is_right(store, clock, admitted, amount, limit)
+
+
+@settings(max_examples=200, deadline=None)
+@example(past=[(0.0, 50), (0.0, 50)], amount=60, gap_s=5.0)
+@given(past=PAST, amount=st.integers(1, 100), gap_s=st.floats(0, 5))
+async def test_retry_after_is_right_when_holds_begin_with_no_tokens_and_are_raised_in_another_order(
+    make: Make, past: list[tuple[float, int]], amount: int, gap_s: float
+) -> None:
+    """As the gateway does it: a request and a slot first, tokens later; of two requests the second may be first."""
+    clock, limit = Clock(), tokens(100)
+    store = make(clock)
+    admitted = []
+    for number in range(len(past)):
+        await store.reserve(str(number), [limit], {})
+        clock.now_s += gap_s
+    for number, (wait_s, used) in reversed(list(enumerate(past))):
+        clock.now_s += wait_s
+        with suppress(QuotaExceeded):
+            await store.raise_to(str(number), used)
+            admitted.append((clock.now_s, used))
+    await wait_is_right(store, clock, admitted, amount, limit)
+
+
+async def test_sixty_four_tasks_share_a_thousand_exactly(make: Make) -> None:
+    store = make(Clock())
+    limits = [Limit("key", REQUESTS, 1000, 60.0), Limit("key", CONCURRENT, 64, None)]
+    admitted, refused = [], []
+
+    async def client(name: int) -> None:
+        for number in range(20):
+            request_id = f"{name}/{number}"
+            try:
+                await store.reserve(request_id, limits, {REQUESTS: 1, CONCURRENT: 1})
+            except QuotaExceeded:
+                refused.append(request_id)
+                continue
+            admitted.append(request_id)
+            await checkpoint()
+            store.settle(request_id, 0)
+
+    async with anyio.create_task_group() as group:
+        for name in range(64):
+            group.start_soon(client, name)
+    assert (len(admitted), len(refused)) == (1000, 280)
+
+
+async def test_scopes_do_not_share_and_one_scope_does(make: Make) -> None:
+    store = make(Clock())
+    await store.reserve("a", [tokens(10)], {TOKENS: 10})
+    await store.reserve("b", [tokens(10, scope="other key")], {TOKENS: 10})
+    await store.reserve("c", [tokens(10, per_s=10.0)], {TOKENS: 10})
+    await refusal(store, [tokens(10)], {TOKENS: 1})
+
+
+async def test_the_tightest_window_of_a_measure_is_shown(make: Make) -> None:
+    clock = Clock()
+    store = make(clock)
+    limits = [
+        tokens(1000),
+        tokens(50, per_s=3600.0),
+        Limit("key", REQUESTS, 7, 60.0),
+        Limit("key", CONCURRENT, 3, None),
+    ]
+    standing = await store.reserve("a", limits, {TOKENS: 20, REQUESTS: 1, CONCURRENT: 1})
+    assert set(standing) == {TOKENS, REQUESTS}
+    assert (standing[TOKENS].limit, standing[TOKENS].remaining) == (50, 30)
+    assert 3600 <= standing[TOKENS].reset_s <= 3660
+    assert (standing[REQUESTS].limit, standing[REQUESTS].remaining) == (7, 6)
+    clock.now_s += standing[TOKENS].reset_s + INSTANT_S
+    store.settle("a", 20)
+    assert (await store.reserve("b", limits, {}))[TOKENS] == (50, 50, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("measure", "per_s"), [(REQUESTS, 60.0), (TOKENS, 60.0), (CONCURRENT, None)], ids=["requests", "tokens", "slots"]
+)
+async def test_two_limits_that_share_a_counter_count_a_request_once(
+    make: Make, measure: Measure, per_s: float | None
+) -> None:
+    """A role that says `concurrent: 4` twice, or 4 and 9, admits four."""
+    store = make(Clock())
+    limits = [Limit("key", measure, 4, per_s), Limit("key", measure, 9, per_s)]
+    for number in range(4):
+        await store.reserve(str(number), limits, {measure: 1})
+    error = await refusal(store, limits, {measure: 1})
+    assert error.limit == 4
