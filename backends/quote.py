@@ -22,7 +22,10 @@ from backends.wire import Body, Usage
 MAX_SENTENCES = 3
 
 _WORD = re.compile(r"\w+")
-_SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-ZÀ-Þ0-9`\"'(\[*-])|\n{2,}|\n(?=[-*|#>]|\d+\. |```)")
+_CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#{1,6}[ \t].*$", re.MULTILINE)
+_BLOCK_END = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.) )|\n(?=\|)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÀ-Þ0-9`\"'(\[*])")
 _STOP_WORDS = frozenset(
     "a an and are as at be by can do does for from has have how i if in is it its me my not of on or so that the their "
     "there this to was what when where which who why will with you your".split()
@@ -128,21 +131,32 @@ def best_sentences(question: str, passages: Sequence[Passage], *, limit: int = M
         rated.append(Sentence(text, place, rarity / damping / (1 + place / 4)))
     rated.sort(key=lambda sentence: -sentence.score)
     useful = [sentence for sentence in rated if sentence.score > 0 and sentence.score >= rated[0].score / 2]
-    return useful[:limit] or [Sentence(text, place, 0.0) for text, place in sentences[:1]]
+    beginning = sentences or [(" ".join(passages[0].text.split()), 0)]  # a passage may be nothing but its heading
+    return useful[:limit] or [Sentence(text, place, 0.0) for text, place in beginning[:1]]
 
 
 def compose(sentences: Sequence[Sentence], passages: Sequence[Passage]) -> str:
     """The quotation, a line per sentence with its marker, then the sources it names."""
-    lines = [f"{sentence.text} [{passages[sentence.passage].number}]" for sentence in sentences]
+    lines = []
+    for sentence in sentences:
+        gap = "\n" if "\n" in sentence.text else " "  # a marker must not become part of a code block's last fence
+        lines.append(f"{sentence.text}{gap}[{passages[sentence.passage].number}]")
     cited = dict.fromkeys(sentence.passage for sentence in sentences)
     sources = [f"[{passages[place].number}] {passages[place].source}" for place in sorted(cited)]
     return "\n\n".join(lines) + "\n\nSources:\n" + "\n".join(sources)
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences, list items and table rows, without the empty and the wordless ones."""
-    parts = (" ".join(part.split()) for part in _SENTENCE_END.split(text))
-    return [part for part in parts if len(part) > 1 and _WORD.search(part) and not part.startswith("#")]
+    """Sentences, list items, table rows and whole code blocks, without the wordless ones. Code keeps its lines."""
+    parts: list[str] = []
+    start = 0
+    for code in (*_CODE.finditer(text), None):
+        prose = _HEADING.sub("", text[start : code.start() if code else len(text)])
+        parts += [" ".join(part.split()) for block in _BLOCK_END.split(prose) for part in _SENTENCE_END.split(block)]
+        if code:
+            parts.append(code.group())
+            start = code.end()
+    return [part for part in parts if len(part) > 1 and _WORD.search(part)]
 
 
 def question_of(body: Body) -> str:
@@ -168,10 +182,11 @@ def _words(text: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    for suffix in ("ing", "ed", "es", "s"):
+    for suffix in ("ing", "ed", "s"):
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            return word.removesuffix(suffix)
-    return word
+            word = word.removesuffix(suffix)
+            break
+    return word.removesuffix("e") if len(word) > 3 else word
 
 
 def _usage_object(usage: Usage) -> dict[str, int]:

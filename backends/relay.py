@@ -29,6 +29,7 @@ from backends.wire import Chunk, Usage, read_chunk, rename_model
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
+DRAIN_S = 0.5
 
 CLIENTS_FAULT = frozenset({400, 404, 409, 413, 422, 429})
 """These keep their status and words; every other failure of an upstream is its own affair."""
@@ -37,6 +38,8 @@ CROSSING_BACK = ("retry-after", "openai-processing-ms")
 
 TOKEN_COMMENT = b": tokens="
 """A worker puts `: tokens=<prompt>,<completion>` before each event for us; it does not go further."""
+
+_TOKENS = re.compile(rb": tokens=(\d{1,12}),(\d{1,12})\r?\n")
 
 _KEY = re.compile(r"\bsk-[A-Za-z0-9_\-*.]{6,}")
 
@@ -66,6 +69,7 @@ class Relay:
         self.name = name
         self._transport = transport
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"} | dict(headers)
+        self._secrets = [secret for value in headers.values() if len(secret := value.removeprefix("Bearer ")) >= 8]
         self._timeouts = timeouts
         self._ask_usage = ask_usage
         self._identity = identity or name
@@ -96,6 +100,7 @@ class Relay:
                 if event is not None:
                     yield event
                 if progress.done:
+                    await self._drain(frames)
                     return
         if not progress.complete:
             raise UpstreamBroken(
@@ -108,8 +113,12 @@ class Relay:
 
     async def post(self, path: str, body: bytes) -> bytes:
         """For the few calls beside the API that a worker offers; errors as in `complete`."""
-        async with asyncio.timeout(self._timeouts.total_s), self._sent("POST", path, body, {}) as reply:
-            return await self._read(reply, MAX_ANSWER_BYTES)
+        total_s = self._timeouts.total_s
+        try:
+            async with asyncio.timeout(total_s), self._sent("POST", path, body, {}) as reply:
+                return await self._read(reply, MAX_ANSWER_BYTES)
+        except TimeoutError:
+            raise BackendTimeout(self.name, "total", total_s) from None
 
     async def count_texts(self, texts: Sequence[str]) -> list[int] | None:
         return None
@@ -169,7 +178,7 @@ class Relay:
     async def _frames(self, reply: Reply) -> AsyncGenerator[sse.Frame, None]:
         kind = reply.headers.get("content-type", "text/event-stream").partition(";")[0].strip().lower()
         if kind != "text/event-stream":
-            start = (await self._read(reply, MAX_ERROR_BYTES, truncate=True))[:2000]
+            start = await self._read(reply, MAX_ERROR_BYTES, truncate=True)
             raise UpstreamBroken(self.name, f"asked for a stream, got {kind}: {self._words(start)[0]}")
         reader = sse.Reader()
         async for piece in reply.chunks():
@@ -179,6 +188,15 @@ class Relay:
                 raise UpstreamBroken(self.name, str(exc)) from None
             for frame in frames:
                 yield frame
+
+    async def _drain(self, frames: AsyncGenerator[sse.Frame, None]) -> None:
+        """Read the little that follows `[DONE]`, so that the connection can be used again; it is not worth a failure."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                async for _ in frames:
+                    pass
+        except (TimeoutError, TransportError, BackendError):
+            pass
 
     def _event(self, frame: sse.Frame, progress: "_Progress", model: str, *, withhold_usage: bool) -> Event | None:
         """What goes on to the client for one frame; None where it is only for us."""
@@ -194,10 +212,9 @@ class Relay:
             raise self._stream_error(frame.data)
         progress.see(chunk)
         raw, usage = frame.raw, chunk.usage
-        if raw.startswith(TOKEN_COMMENT):
-            comment, _, raw = raw.partition(b"\n")
-            prompt, _, completion = comment.removeprefix(TOKEN_COMMENT).partition(b",")
-            usage = usage or Usage(int(prompt), int(completion))
+        if (counted := _TOKENS.match(raw)) is not None:
+            raw = raw[counted.end() :]
+            usage = usage or Usage(int(counted[1]), int(counted[2]))
         if withhold_usage and chunk.usage is not None and not chunk.choices:
             return Event(b"", usage)
         if chunk.model is not None and chunk.model != model:
@@ -209,7 +226,8 @@ class Relay:
             return read_chunk(data)
         except (ValueError, msgspec.DecodeError):
             raise UpstreamBroken(
-                self.name, f"not a JSON object: {self._redact(data[:200].decode('utf-8', 'replace'))!r}"
+                self.name,
+                f"not a JSON object: {self._redact(data[:MAX_ERROR_BYTES].decode('utf-8', 'replace'))[:200]!r}",
             ) from None
 
     def _refusal(self, reply: Reply, body: bytes) -> BackendError:
@@ -221,7 +239,8 @@ class Relay:
     def _stream_error(self, data: bytes) -> BackendError:
         """An error event: the client's own fault where the engine says so, else the engine's."""
         message, error = self._words(data)
-        status = error.get("code") if isinstance(error.get("code"), int) else error.get("status")
+        numbers = [error[name] for name in ("code", "status") if isinstance(error.get(name), int)]
+        status = numbers[0] if numbers else 0
         if status in CLIENTS_FAULT or error.get("type") == "invalid_request_error":
             return self._refused(status if status in CLIENTS_FAULT else 400, message, error, None)
         return UpstreamBroken(self.name, message)
@@ -249,13 +268,11 @@ class Relay:
             return self._redact(error["message"]), error
         if isinstance(error, str):
             return self._redact(error), {}
-        return self._redact(body[:200].decode("utf-8", "replace")) or "no message", {}
+        return self._redact(body.decode("utf-8", "replace"))[:200] or "no message", {}
 
     def _redact(self, text: str) -> str:
-        for value in self._headers.values():
-            secret = value.removeprefix("Bearer ")
-            if len(secret) >= 8 and secret in text:
-                text = text.replace(secret, "[redacted]")
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
         return _KEY.sub("[redacted]", text)
 
 

@@ -6,6 +6,7 @@ Lines end in \\n, \\r\\n or \\r and in nothing else: U+2028 and its kin are ordi
 import re
 from typing import NamedTuple
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -34,6 +35,7 @@ class Reader:
         self._scanned = 0  # where the search for the frame's end goes on: a large event must not be rescanned per piece
         self._line_start = 0
         self._max_frame_bytes = max_frame_bytes
+        self._at_start = True
 
     def feed(self, piece: bytes) -> list[Frame]:
         """
@@ -41,6 +43,10 @@ class Reader:
             FrameTooLarge: the unfinished event is longer than `max_frame_bytes`.
         """
         self._pending += piece
+        if self._at_start and len(self._pending) >= len(_BYTE_ORDER_MARK):
+            self._at_start = False
+            if self._pending.startswith(_BYTE_ORDER_MARK):  # one is allowed, and not part of the first field
+                del self._pending[: len(_BYTE_ORDER_MARK)]
         frames: list[Frame] = []
         while (end := self._frame_end()) is not None:
             frames.append(_frame(bytes(self._pending[:end])))

@@ -113,12 +113,12 @@ class Delta(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"")  # `Raw | None` would take nothing but null
 
     @property
     def size_bytes(self) -> int:
-        tools = len(bytes(self.tool_calls)) if self.tool_calls is not None else 0
-        return sum(len(part) for part in (self.content, self.refusal, self.reasoning_content) if part) + tools
+        texts = (self.content, self.refusal, self.reasoning_content)
+        return sum(len(text.encode()) for text in texts if text) + len(bytes(self.tool_calls))
 
 
 class Choice(msgspec.Struct):
@@ -129,7 +129,7 @@ class Choice(msgspec.Struct):
 
     @property
     def size_bytes(self) -> int:
-        return (self.delta.size_bytes if self.delta else 0) + len(self.text or "")
+        return (self.delta.size_bytes if self.delta else 0) + len((self.text or "").encode())
 
 
 class Chunk(msgspec.Struct):
@@ -138,11 +138,11 @@ class Chunk(msgspec.Struct):
     model: str | None = None
     choices: list[Choice] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
 
     @property
     def failed(self) -> bool:
-        return self.error is not None and bytes(self.error) not in (b"", b"null")
+        return bytes(self.error) not in (b"", b"null")
 
 
 _chunk = msgspec.json.Decoder(Chunk)
@@ -157,12 +157,19 @@ def read_chunk(data: bytes) -> Chunk:
     try:
         return _chunk.decode(data)
     except msgspec.ValidationError:
+        return _read_leniently(data)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def _read_leniently(data: bytes) -> Chunk:
+    try:
         fields = _fields.decode(data)
         return Chunk(
             model=_try(fields.get("model"), str),
             choices=_try(fields.get("choices"), list[Choice]),
             usage=_try(fields.get("usage"), Usage),
-            error=fields.get("error"),
+            error=fields.get("error", msgspec.Raw(b"")),
         )
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc

@@ -35,7 +35,7 @@ from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys
 from policies.prompts import load_prompts
 from policies.quotas_memory import MemoryQuotas
-from policies.roles import ADMIN, Role
+from policies.roles import ADMIN, all_roles
 from retrieval.catalog import Catalog
 from retrieval.embedding import Embedder
 from retrieval.embedding_cache import EmbeddingCache
@@ -89,7 +89,7 @@ def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect) -
         secrets=loaded.secrets,
         connect=connect,
     )
-    roles = {role.name: Role(role) for role in (*settings.roles, ADMIN)}
+    roles = all_roles(settings.roles)
     keys = Keys(database, roles, clock=time.time, given=given_keys(loaded))
     watcher = Watcher(database)
     watcher.on_change(KIND, keys.reload)

@@ -146,8 +146,10 @@ class Attempts:
         if size is not None:
             answer = _max_tokens(call.body) or question.target.settings.default_max_tokens or size.context_tokens // 4
             room = min(room, size.context_tokens - size.prompt_tokens - answer)
-        texts = [one.chunk.text for one in question.found]
-        counts = await backend.count_texts(texts) or [one.chunk.tokens for one in question.found]
+        texts = [f"{one.chunk.source}\n{one.chunk.text}" for one in question.found]
+        counts = await backend.count_texts(texts) or [
+            one.chunk.tokens + len(one.chunk.source) // 2 for one in question.found
+        ]
         tokens = dict(zip((one.chunk.id for one in question.found), counts, strict=True))
         packed = pack(question.found, budget_tokens=room, count=lambda one: tokens[one.chunk.id])
         if backend.quotes:

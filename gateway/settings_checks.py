@@ -7,7 +7,7 @@ from typing import Any
 
 from backends.settings import LlamaCppSettings
 from gateway.settings_schema import GatewaySettings
-from policies.roles import ADMIN
+from policies.roles import ADMIN, DEFAULT
 from policies.routing import RouteCycle, expand
 from policies.settings import RouteEntry
 
@@ -29,7 +29,7 @@ def cross_check(settings: GatewaySettings) -> Iterator[Problem]:
         if name == ADMIN.name:
             yield ("roles", index, "name"), f"the role '{ADMIN.name}' is built in; choose another name"
     for index, key in enumerate(settings.keys):
-        yield from _known(("keys", index, "role"), key.role, [*roles, ADMIN.name], "role")
+        yield from _known(("keys", index, "role"), key.role, [*roles, ADMIN.name, DEFAULT.name], "role")
 
 
 def _twice(kind: str, names: list[str]) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ POST /tokenize {content or contents, add_special?} · /apply-template {messages}
 GET  /health · /v1/models
 """
 
+import asyncio
 import hmac
 import logging
 import time
@@ -91,6 +92,9 @@ class WorkerApi:
         except BackendBusy as exc:
             head = {"retry-after": f"{exc.retry_after_s:.0f}"}
             await send_error(send, 429, str(exc), type_="rate_limit_error", code="server_busy", headers=head)
+        except RuntimeError as exc:  # the engine failed at this request; the next one may be fine
+            log.exception("the engine failed")
+            await send_error(send, 500, str(exc), type_="server_error", code="internal_error")
         except BodyTooLarge as exc:
             await send_error(send, 413, str(exc), code="request_too_large")
         except ClientGone:
@@ -99,13 +103,13 @@ class WorkerApi:
     async def _chat(self, body: Body, send: Send, headers: dict[bytes, bytes]) -> None:
         self._require("chat")
         wanted = read_wanted(body, vocabulary=self._info.vocabulary, legacy=False)
-        prompt = self._chat_prompt(body)
+        prompt = await asyncio.to_thread(self._chat_prompt, body)  # a long one would hold up all streams
         await self._generate([prompt], wanted, self._shape(body, "chatcmpl", wanted), send, headers)
 
     async def _completions(self, body: Body, send: Send, headers: dict[bytes, bytes]) -> None:
         self._require("chat")
         wanted = read_wanted(body, vocabulary=self._info.vocabulary, legacy=True)
-        prompts = self._legacy_prompts(body)
+        prompts = await asyncio.to_thread(self._legacy_prompts, body)
         await self._generate(prompts, wanted, self._shape(body, "cmpl", wanted), send, headers)
 
     async def _generate(
@@ -118,15 +122,19 @@ class WorkerApi:
         if not wanted.stream:
             await self._send_whole(sequences, sum(map(len, prompts)), wanted, shape, send)
             return
-        await send_start(send, 200, {"content-type": "text/event-stream", "cache-control": "no-store"})
         counted = b"x-chasqui-tokens" in headers
+        async with aclosing(self._events(sequences, sum(map(len, prompts)), wanted, shape)) as events:
+            first = await anext(events)  # before the head: a full queue or a failing engine is still a status
+            await send_start(send, 200, {"content-type": "text/event-stream", "cache-control": "no-store"})
+            await _send_piece(send, _frame(*first, counted=counted))
+            await self._send_rest(events, send, counted=counted)
+
+    async def _send_rest(
+        self, events: AsyncGenerator[tuple[dict[str, Any], Usage], None], send: Send, *, counted: bool
+    ) -> None:
         try:
-            async with aclosing(self._events(sequences, sum(map(len, prompts)), wanted, shape)) as events:
-                async for chunk, usage in events:
-                    comment = (
-                        b"%b%d,%d\n" % (TOKEN_COMMENT, usage.prompt_tokens, usage.completion_tokens) if counted else b""
-                    )
-                    await _send_piece(send, comment + sse.encode(msgspec.json.encode(chunk)))
+            async for chunk, usage in events:
+                await _send_piece(send, _frame(chunk, usage, counted=counted))
             await _send_piece(send, sse.DONE, last=True)
         except RuntimeError as exc:  # the engine failed in the middle: the head is out, so the failure is an event
             log.exception("generation failed")
@@ -178,13 +186,16 @@ class WorkerApi:
         if dimensions != self._info.dimensions:
             words = f"this model gives vectors of {self._info.dimensions} dimensions and cannot shorten them to {dimensions}."
             raise InvalidRequest(words, param="dimensions")
-        inputs = [self._embedding_tokens(item) for item in read_inputs(body, "input", vocabulary=self._info.vocabulary)]
+        inputs = await asyncio.to_thread(self._embedding_inputs, body)
         vectors = await self._scheduler.embed(inputs)
         model = body.read("model", str, self._name)
         answer = embeddings_object(
             vectors, model=model, base64=encoding == "base64", tokens=[len(item) for item in inputs]
         )
         await send_json(send, 200, answer)
+
+    def _embedding_inputs(self, body: Body) -> list[list[int]]:
+        return [self._embedding_tokens(item) for item in read_inputs(body, "input", vocabulary=self._info.vocabulary)]
 
     def _embedding_tokens(self, item: str | list[int]) -> list[int]:
         engine = self._scheduler.engine
@@ -213,11 +224,11 @@ class WorkerApi:
     async def _count(self, body: Body, send: Send, _: dict[bytes, bytes]) -> None:
         """Size of the prompt that this body would have, in tokens; several prompts add up."""
         if self._serves == "embeddings":
-            prompts = [
-                self._embedding_tokens(item) for item in read_inputs(body, "input", vocabulary=self._info.vocabulary)
-            ]
+            prompts = await asyncio.to_thread(self._embedding_inputs, body)
+        elif "messages" in body:
+            prompts = [await asyncio.to_thread(self._chat_prompt, body)]
         else:
-            prompts = [self._chat_prompt(body)] if "messages" in body else self._legacy_prompts(body)
+            prompts = await asyncio.to_thread(self._legacy_prompts, body)
         size = {"prompt_tokens": sum(map(len, prompts)), "context_tokens": self._info.context_tokens}
         await send_json(send, 200, size)
 
@@ -274,6 +285,11 @@ class WorkerApi:
             "description": self._info.description,
             "context_tokens": self._info.context_tokens,
         }
+
+
+def _frame(chunk: dict[str, Any], usage: Usage, *, counted: bool) -> bytes:
+    comment = b"%b%d,%d\n" % (TOKEN_COMMENT, usage.prompt_tokens, usage.completion_tokens) if counted else b""
+    return comment + sse.encode(msgspec.json.encode(chunk))
 
 
 async def _send_piece(send: Send, piece: bytes, *, last: bool = False) -> None:

@@ -3,14 +3,22 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from backends.base import Answer, Call, Event, PromptSize
+from backends.errors import BackendUnavailable, UpstreamBroken
 from backends.llamacpp.fleet import Member
+from backends.relay import Relay
+
+T = TypeVar("T")
+
+DEATH_LOOKS_LIKE = (BackendUnavailable, UpstreamBroken)
+"""Nobody listens any more, or the connection broke; a second death is the request's own, and told."""
 
 
 class _Counts(msgspec.Struct):
@@ -28,22 +36,43 @@ class LocalBackend:
         self._digest: tuple[tuple[int, int], str] | None = None
 
     async def complete(self, call: Call) -> Answer:
-        async with self._member.awake() as relay:
-            return await relay.complete(call)
+        return await self._reaching(lambda relay: relay.complete(call))
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
+        async with self._member.awake() as relay, aclosing(relay.stream(call)) as events:
+            try:
+                first = await anext(events)
+            except DEATH_LOOKS_LIKE:
+                if not await self._member.has_died():
+                    raise
+            else:
+                yield first
+                async for event in events:
+                    yield event
+                return
         async with self._member.awake() as relay, aclosing(relay.stream(call)) as events:
             async for event in events:
                 yield event
 
     async def count(self, call: Call) -> PromptSize:
-        async with self._member.awake() as relay:
-            return msgspec.json.decode(await relay.post("/count", call.body.raw), type=PromptSize)
+        reply = await self._reaching(lambda relay: relay.post("/count", call.body.raw))
+        return msgspec.json.decode(reply, type=PromptSize)
 
     async def count_texts(self, texts: Sequence[str]) -> list[int]:
-        async with self._member.awake() as relay:
-            reply = await relay.post("/tokenize", msgspec.json.encode({"contents": texts}))
+        body = msgspec.json.encode({"contents": texts})
+        reply = await self._reaching(lambda relay: relay.post("/tokenize", body))
         return msgspec.json.decode(reply, type=_Counts).counts
+
+    async def _reaching(self, ask: Callable[[Relay], Awaitable[T]]) -> T:
+        """Ask the worker; if it died before it said anything, ask the next one, once. Nothing was delivered."""
+        async with self._member.awake() as relay:
+            try:
+                return await ask(relay)
+            except DEATH_LOOKS_LIKE:
+                if not await self._member.has_died():
+                    raise
+        async with self._member.awake() as relay:
+            return await ask(relay)
 
     async def identity(self) -> str:
         """The file's digest; read again only when the file changed."""

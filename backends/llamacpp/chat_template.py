@@ -21,6 +21,9 @@ log = logging.getLogger("chasqui.worker")
 
 Message = dict[str, Any]
 
+TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template can run into with messages it was not made for."""
+
 
 class Piece(NamedTuple):
     text: str
@@ -58,24 +61,17 @@ class ChatTemplate:
             InvalidRequest: the template refuses these messages (an unknown role, an order it does not know).
         """
         marks = _Marks(self._control_tokens)
-        harmless = [marks.hide(message) for message in messages]
-        if self._template is None:
-            return marks.show("\n".join(str(message.get("content") or "") for message in harmless))
         try:
-            text = self._template.render(
-                messages=harmless, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos
-            )
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-            OverflowError,
-        ) as exc:
+            return marks.show(self._text([marks.hide(message) for message in messages]))
+        except (jinja2.TemplateError, *TEMPLATE_FAILURES) as exc:
             raise InvalidRequest(f"the model's chat template refuses these messages: {exc}", param="messages") from None
-        return marks.show(text)
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        if self._template is None:
+            return "\n".join(str(message.get("content") or "") for message in messages)
+        return self._template.render(
+            messages=messages, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos
+        )
 
 
 class _Marks:
@@ -92,12 +88,16 @@ class _Marks:
                     value = value.replace(token, f"{self._fence}{number:x}\ue001")
             return value
         if isinstance(value, dict):
-            return {key: self.hide(item) for key, item in value.items()}
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.hide(item) for item in value]
         return value
 
     def show(self, text: str) -> list[Piece]:
+        """
+        Raises:
+            ValueError: the template has cut a placeholder to pieces.
+        """
         first, *others = text.split(self._fence)
         pieces = [Piece(first, trusted=True)]
         for other in others:

@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
         return cls(
             config=json.loads(files["config.json"]),
             pooling=json.loads(files["1_Pooling/config.json"]),
-            vocabulary=files["vocab.txt"].decode("utf-8").splitlines(),
+            vocabulary=files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n"),
             weights=files["model.safetensors"],
         )
 
@@ -124,7 +124,8 @@ def _target(name: str) -> str | None:
     if name.startswith("encoder.layer."):
         layer, _, rest = name.removeprefix("encoder.layer.").partition(".")
         part, _, kind = rest.rpartition(".")
-        return f"blk.{layer}.{LAYER_PARTS[part]}.{kind}"
+        if part in LAYER_PARTS:
+            return f"blk.{layer}.{LAYER_PARTS[part]}.{kind}"
     if name.startswith(("pooler.", "embeddings.position_ids")):
         return None
     raise ValueError(f"the checkpoint holds a tensor that BERT does not have: {name}")

@@ -30,6 +30,7 @@ log = logging.getLogger("chasqui.fleet")
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 5.0
+DEATH_REPORT_S = 0.5
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 LOCAL_TIMEOUTS = Timeouts(connect_s=5, first_byte_s=3600, idle_s=600, total_s=3600)
 """A local model may chew on a long prompt for minutes; its death is seen at once, because the socket closes."""
@@ -63,7 +64,17 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        return self.process.returncode is None
+        return self.process.returncode is None and not _has_ended(self.process.pid)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child is dead though nobody has collected it yet: asyncio hears of it a moment later."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 class Member:
@@ -163,6 +174,9 @@ class Member:
 
     async def _start(self) -> _Process:
         started_s = self._clock()
+        self._crashed = (
+            self._crashed or self._current is not None
+        )  # one that was stopped on purpose is no longer current
         await self._stop_current()
         socket, key = self._sockets.new(), secrets.token_hex(16)
         process = await asyncio.create_subprocess_exec(
@@ -219,10 +233,20 @@ class Member:
         await asyncio.gather(process.wait(), errors)
         current = self._current
         if current is not None and current.process is process:
-            self._crashed = True
             log.error(
                 "worker '%s' died (exit %s); it is started again at the next request", self.name, process.returncode
             )
+
+    async def has_died(self) -> bool:
+        """Whether the current process is dead. Its socket closes a moment before the system reports its end."""
+        current = self._current
+        if current is None:
+            return True
+        try:
+            await asyncio.wait_for(current.process.wait(), DEATH_REPORT_S)
+        except TimeoutError:
+            return False
+        return True
 
     async def stop_if_idle(self) -> None:
         idle_s = self._clock() - self._last_use_s

@@ -59,7 +59,8 @@ def read_wanted(body: Body, *, vocabulary: int, legacy: bool) -> Wanted:
         InvalidRequest: a value outside OpenAI's range, or a feature local models do not have.
     """
     refuse_unsupported(body)
-    tokens_param = "max_completion_tokens" if "max_completion_tokens" in body and not legacy else "max_tokens"
+    newer = not legacy and body.read("max_completion_tokens", int) is not None
+    tokens_param = "max_completion_tokens" if newer else "max_tokens"
     stream = body.read("stream", bool, False)
     options = body.read("stream_options", dict[str, Any])
     if options is not None and not stream:

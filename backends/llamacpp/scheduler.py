@@ -118,6 +118,7 @@ class Scheduler:
                         text, tokens = text + item.text, tokens + item.tokens
                         if item.finish:
                             yield Step(text, tokens, item.finish)
+                            text, tokens = "", 0  # the None that ends the job may be in this very batch
                     case Exception():
                         raise item
                     case None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 class Transcript:
     """
     Args:
-        stops: stop strings; the text ends before the earliest of them and shows none of it.
+        stops: stop strings; the text ends before the first that is complete and shows none of it.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -35,10 +35,12 @@ class Transcript:
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text
-        starts = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if starts:
+        # The one that is complete first, so that the text does not depend on where tokens were cut.
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
             self.stopped = True
-            out, self._held = self._held[: min(starts)], ""
+            _, at = min(found)
+            out, self._held = self._held[:at], ""
             return out
         keep = self._possible_stop()
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

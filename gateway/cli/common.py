@@ -50,11 +50,10 @@ async def opened_keys(loaded: Loaded) -> AsyncIterator[Any]:
 
     from gateway.database import open_database
     from policies.keys import Keys
-    from policies.roles import ADMIN, Role
+    from policies.roles import all_roles
 
     database = await open_database(loaded.settings.store.url)
     try:
-        roles = {role.name: Role(role) for role in (*loaded.settings.roles, ADMIN)}
-        yield Keys(database, roles, clock=time.time)
+        yield Keys(database, all_roles(loaded.settings.roles), clock=time.time)
     finally:
         await database.dispose()

@@ -53,7 +53,9 @@ async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 
 @get("/admin/keys", guards=[needs_key], tags=["Administration"], summary="List keys")
-async def list_keys(request: Request[Any, Any, Any], limit: Limit = 100, after: FromQuery[str | None] = None) -> dict[str, Any]:
+async def list_keys(
+    request: Request[Any, Any, Any], limit: Limit = 100, after: FromQuery[str | None] = None
+) -> dict[str, Any]:
     """Newest first; `after` is the last id of the page before."""
     rows = await services_of(request).keys.list(limit=limit + 1, after=after)
     page = [key_object(row) for row in rows[:limit]]

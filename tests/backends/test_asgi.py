@@ -1,0 +1,138 @@
+"""Reading bodies, and stopping work when the client leaves."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from backends.asgi import BodyTooLarge, ClientGone, Message, Receive, Send, read_body, send_json, until_gone
+
+pytestmark = pytest.mark.anyio
+
+GONE: Message = {"type": "http.disconnect"}
+
+
+def part(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def playing(*messages: Message) -> Receive:
+    script = iter(messages)
+
+    async def receive() -> Message:
+        return next(script)
+
+    return receive
+
+
+@pytest.mark.parametrize(
+    ("messages", "body"),
+    [
+        ([part(b"abc")], b"abc"),
+        ([part(b"ab", more=True), part(b"", more=True), part(b"c")], b"abc"),
+        ([{"type": "http.request"}], b""),
+    ],
+)
+async def test_a_body_is_joined_and_may_be_as_large_as_the_limit(messages: list[Message], body: bytes) -> None:
+    assert await read_body(playing(*messages), limit_bytes=3) == body
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_has_all_come() -> None:
+    with pytest.raises(BodyTooLarge, match="larger than 1 MB") as caught:
+        await read_body(playing(part(b"x" * 2**20, more=True), part(b"x", more=True)), limit_bytes=2**20)
+    assert caught.value.limit_bytes == 2**20
+
+
+async def test_a_client_who_leaves_in_the_middle_of_the_body_is_gone() -> None:
+    with pytest.raises(ClientGone):
+        await read_body(playing(part(b"a", more=True), GONE), limit_bytes=9)
+
+
+class Client:
+    """Leaves when told to; remembers what it was sent."""
+
+    def __init__(self) -> None:
+        self.leaves = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        self.asked.set()
+        await self.leaves.wait()
+        return GONE
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def run(self, work: Callable[[Send], Awaitable[None]]) -> Awaitable[bool]:
+        return until_gone(self.receive, self.send, work)
+
+
+async def test_work_that_ends_before_the_client_leaves_is_complete() -> None:
+    client = Client()
+    assert await client.run(lambda send: send_json(send, 201, {"a": 1}, {"x-b": "é"})) is True
+    assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
+    assert client.sent[0]["status"] == 201
+    assert set(client.sent[0]["headers"]) == {
+        (b"content-length", b"7"),
+        (b"content-type", b"application/json"),
+        (b"x-b", b"\xe9"),
+    }
+    assert json.loads(client.sent[1]["body"]) == {"a": 1}
+
+
+async def test_a_client_who_leaves_cancels_the_work() -> None:
+    client, cleaned = Client(), asyncio.Event()
+
+    async def work(send: Send) -> None:
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        client.leaves.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+
+    async with asyncio.timeout(5):
+        assert await client.run(work) is False
+    task = asyncio.current_task()
+    assert (cleaned.is_set(), task is not None and task.cancelling()) == (True, 0)
+
+
+async def test_work_after_the_last_piece_is_not_cut_short() -> None:
+    client, books = Client(), asyncio.Event()
+
+    async def work(send: Send) -> None:
+        await client.asked.wait()
+        await send({"type": "http.response.body", "body": b"end"})
+        client.leaves.set()
+        for _ in range(5):  # the watcher gets its turns
+            await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+        books.set()
+
+    assert await client.run(work) is True
+    assert books.is_set()
+
+
+async def test_errors_of_the_work_come_out() -> None:
+    async def work(send: Send) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await Client().run(work)
+
+
+@pytest.mark.parametrize("client_leaves_too", [False, True])
+async def test_a_cancellation_from_elsewhere_is_passed_on(client_leaves_too: bool) -> None:
+    client = Client()
+
+    async def work(send: Send) -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(client.run(work))
+    await client.asked.wait()
+    if client_leaves_too:
+        client.leaves.set()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
