@@ -15,7 +15,7 @@ from gateway import __version__
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.embeddings import Embeddings
-from gateway.errors import answer_failure
+from gateway.errors import CODES, answer_failure
 from gateway.journal import Journal
 from gateway.lifespan import lifespan
 from gateway.metrics import Metrics
@@ -78,7 +78,9 @@ def create_app(loaded: Loaded, database: AsyncEngine, *, connect: Connect = conn
 def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect) -> Services:
     settings = loaded.settings
     meters = Metrics(
-        models=[model.name for model in settings.models], backends=[backend.name for backend in settings.backends]
+        models=[model.name for model in settings.models],
+        backends=[backend.name for backend in settings.backends],
+        errors=CODES,
     )
     fleet = Fleet(on_restart=meters.worker_restarted)
     backends = build_backends(

@@ -1,14 +1,16 @@
 """From a client's body to the calls that backends get: template, passages, and the hold on tokens, per attempt."""
 
+import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from backends.base import CHAT, Backend, Call, PromptSize
 from backends.encodings import Encodings
-from backends.errors import BackendError, InvalidRequest
+from backends.errors import BackendError, BackendUnavailable, InvalidRequest
 from backends.quote import question_of
 from backends.wire import Body
 from gateway.bookkeeping import Bookkeeping
@@ -21,6 +23,8 @@ from policies.token_counts import UPSTREAM_MAX_TOKENS, closer_bound, upper_bound
 from retrieval.citations import inject_into_messages, inject_into_prompt, pack
 from retrieval.search import Found, Searcher
 from retrieval.settings import CollectionSettings, RetrievalSettings
+
+log = logging.getLogger("chasqui")
 
 EXTENSIONS = ("collections", "retrieval", "include")
 """Fields of ours that this version refuses by name instead of handing them to a provider that knows nothing of them."""
@@ -41,18 +45,16 @@ class Question:
     target: Target
     body: Body
     """The client's, with the template applied and our own fields taken out."""
-    stations: Sequence[Station]
+    stations: deque[Station]
+    """Those that have not been asked yet."""
     found: Sequence[Found] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
     last_failure: BackendError | None = None
-
-    def failed(self, failure: BackendError) -> None:
-        self.last_failure = failure
 
     @property
     def failure(self) -> BackendError:
-        assert self.last_failure is not None
-        return self.last_failure
+        """Why nobody answered."""
+        name = self.target.settings.name
+        return self.last_failure or BackendUnavailable(name, "no backend of its route may be used for this request")
 
 
 class Attempts:
@@ -74,17 +76,25 @@ class Attempts:
 
     async def ask(self, exchange: Exchange, target: Target, body: Body) -> Question:
         """Render the template and find the passages; the same for every attempt."""
-        assert exchange.caller is not None
         chat = exchange.path == CHAT
         refuse_extensions(body)
         if not chat and (target.prompt is not None or target.settings.collections):
             require_one_prompt(body)
-        stations = self._targets.stations(target, exchange.caller)
-        if any(self._collections[name].local_only for name in target.settings.collections):
-            stations = [station for station in stations if self._backends[station.backend].local]
+        stations = self._stations(exchange, target)
         found = await self._search(exchange, target, body)
         rendered = self._render(target, body, chat=chat)
         return Question(target, rendered, stations, found)
+
+    def _stations(self, exchange: Exchange, target: Target) -> deque[Station]:
+        """The caller's part of the route; passages that must stay here are shown to local engines only."""
+        assert exchange.caller is not None
+        stations = self._targets.stations(target, exchange.caller)
+        if not any(self._collections[name].local_only for name in target.settings.collections):
+            return deque(stations)
+        for station in stations:
+            if not self._backends[station.backend].local:
+                log.warning("%s: '%s' is local_only, so %s is not asked", exchange.id, exchange.model, station.backend)
+        return deque(station for station in stations if self._backends[station.backend].local)
 
     async def prepare(self, exchange: Exchange, question: Question, station: Station) -> tuple[Backend, Call]:
         """The call for one station: named as that backend names it, with passages that fit, and tokens held for it.
@@ -94,7 +104,7 @@ class Attempts:
         """
         backend = self._backends[station.backend]
         body = question.body if station.model == exchange.model else question.body.replace(model=station.model)
-        call = Call(exchange.path, body, exchange.id, exchange.model, headers=question.headers)
+        call = Call(exchange.path, body, exchange.id, exchange.model, headers=exchange.crossing)
         size = await self._size(exchange, question, backend, call)
         if question.found:
             call, size = await self._with_passages(question, backend, call, size)
@@ -111,10 +121,8 @@ class Attempts:
         found: list[Found] = []
         for name in target.settings.collections:
             found += await self._searchers[name].search(query, settings, request_id=exchange.id)
-        if (
-            len(target.settings.collections) > 1
-        ):  # each ranking is fused in itself; across them only the cosine compares
-            found.sort(key=lambda one: -one.score)
+        if len(target.settings.collections) > 1:
+            found.sort(key=lambda one: -one.score)  # each ranking is fused in itself; only the cosine compares across
         return found[: settings.top_k]
 
     def _render(self, target: Target, body: Body, *, chat: bool) -> Body:
@@ -153,13 +161,13 @@ class Attempts:
         tokens = dict(zip((one.chunk.id for one in question.found), counts, strict=True))
         packed = pack(question.found, budget_tokens=room, count=lambda one: tokens[one.chunk.id])
         if backend.quotes:
-            return Call(call.path, call.body, call.request_id, call.model, packed.passages, call.headers), size
+            return replace(call, passages=packed.passages), size
         if call.path == CHAT:
             messages = inject_into_messages(call.body.require("messages", list[dict[str, Any]]), packed.passages)
             body = call.body.replace(messages=messages)
         else:
             body = call.body.replace(prompt=inject_into_prompt(question_of(call.body), packed.passages))
-        injected = Call(call.path, body, call.request_id, call.model, packed.passages, call.headers)
+        injected = replace(call, body=body, passages=packed.passages)
         return injected, await backend.count(injected) if size is not None else None
 
     async def _held(
@@ -170,14 +178,7 @@ class Attempts:
         asked = _max_tokens(call.body)
         default = question.target.settings.default_max_tokens
         if backend.local and asked is None and default is not None and not backend.quotes:
-            call = Call(
-                call.path,
-                call.body.replace(max_tokens=default),
-                call.request_id,
-                call.model,
-                call.passages,
-                call.headers,
-            )
+            call = replace(call, body=call.body.replace(max_tokens=default))
             asked = default
         if not self._books.counts_tokens(exchange):
             return call

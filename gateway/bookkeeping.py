@@ -13,6 +13,8 @@ from gateway.metrics import Metrics
 from policies.quotas import Measure, QuotaStore
 
 BYTES_PER_TOKEN = 4
+LEFT = 499
+"""nginx's status for a client that left before its answer."""
 
 
 class Bookkeeping:
@@ -97,7 +99,7 @@ class Bookkeeping:
         if exchange.settled:
             return
         exchange.settled = True
-        if exchange.usage == Usage() and exchange.text_bytes:
+        if exchange.usage == Usage() and (exchange.text_bytes or self._left_at_work(exchange)):
             exchange.usage = self.estimate(exchange, exchange.text_bytes)
         try:
             if exchange.began:
@@ -106,9 +108,14 @@ class Bookkeeping:
             exchange.standing |= self._quotas.settle(exchange.id, exchange.usage.total_tokens)
 
     @staticmethod
+    def _left_at_work(exchange: Exchange) -> bool:
+        """The client left while an engine was at its prompt: that much was used."""
+        return exchange.began and exchange.outcome == "client_left"
+
+    @staticmethod
     def estimate(exchange: Exchange, answer_bytes: int) -> Usage:
         """For an engine that reports no usage: what was held for the prompt is not known better, the answer by its bytes."""
-        return Usage(exchange.prompt_tokens, answer_bytes // BYTES_PER_TOKEN + 1)
+        return Usage(exchange.prompt_tokens, -(-answer_bytes // BYTES_PER_TOKEN))
 
     def _end(self, exchange: Exchange) -> End:
         assert exchange.caller is not None
@@ -120,7 +127,7 @@ class Bookkeeping:
             attempts=exchange.attempts,
             prompt_tokens=exchange.usage.prompt_tokens,
             completion_tokens=exchange.usage.completion_tokens,
-            status=exchange.status or 200,
+            status=exchange.status or (LEFT if exchange.outcome == "client_left" else 200),
             outcome=exchange.outcome,
             total_ms=int((time.perf_counter() - exchange.started_s) * 1000),
             at=self._clock(),

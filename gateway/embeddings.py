@@ -92,9 +92,14 @@ class Embeddings:
             try:
                 await self._hold(exchange, station.backend, texts, body)
                 self._books.begin(exchange)
-                return await self._embedders[station.backend].embed(
-                    texts, model=station.model, request_id=exchange.id, scope=self._scope(exchange.caller), options=body
+                call = Call(
+                    EMBEDDINGS,
+                    body.replace(model=station.model),
+                    exchange.id,
+                    exchange.model,
+                    headers=exchange.crossing,
                 )
+                return await self._embedders[station.backend].embed(texts, call, scope=self._scope(exchange.caller))
             except BackendError as exc:
                 failure = exc
                 if not deserves_another(exc):

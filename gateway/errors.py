@@ -96,6 +96,11 @@ FRAMEWORK: dict[int, Meaning] = {
 
 BUG = Meaning(500, "server_error", "internal_error")
 
+CODES = frozenset(meaning.code for meaning in (*MEANINGS.values(), *FRAMEWORK.values(), BUG)) | {
+    "invalid_json",
+    "missing_required_parameter",
+}
+
 BUSY_RETRY_S = 1.0
 
 

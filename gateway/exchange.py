@@ -17,6 +17,8 @@ class Exchange:
     id: str
     path: str
     started_s: float
+    crossing: Mapping[str, str] = field(default_factory=dict)
+    """The client's headers that go on to an upstream."""
     operation: str = "other"
     caller: Caller | None = None
     model: str = ""

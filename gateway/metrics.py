@@ -34,14 +34,15 @@ OTHER = "other"
 class Metrics:
     """
     Args:
-        models: names that may be labels; likewise `backends`.
+        models: names that may be labels; likewise `backends`, and `errors`, the codes of our own (an upstream may invent more).
     """
 
-    def __init__(self, *, models: Iterable[str], backends: Iterable[str]) -> None:
+    def __init__(self, *, models: Iterable[str], backends: Iterable[str], errors: Iterable[str]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per series, which no dashboard reads
         self.registry = CollectorRegistry()
         self._models = frozenset(models)
         self._backends = frozenset(backends)
+        self._errors = frozenset(errors)
 
         def counter(name: str, words: str, *labels: str) -> Counter:
             return Counter(name, words, labels, registry=self.registry)
@@ -79,6 +80,7 @@ class Metrics:
     ) -> None:
         model = model if model in self._models else OTHER
         backend = backend if backend in self._backends else "none"
+        error = error if error in self._errors or not error else OTHER
         self._requests.labels(operation, model, backend, str(status), outcome).inc()
         self._duration.labels(operation, model, error).observe(seconds)
 

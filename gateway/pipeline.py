@@ -13,7 +13,7 @@ import msgspec
 
 from backends import sse
 from backends.base import Answer, Backend, Call, Event
-from backends.errors import BackendError, BackendUnavailable, UpstreamBroken
+from backends.errors import BackendError, UpstreamBroken
 from backends.wire import Body
 from gateway.attempts import Attempts, Question
 from gateway.bookkeeping import Bookkeeping
@@ -66,24 +66,26 @@ class Pipeline:
                     yield piece
 
     async def _whole(self, exchange: Exchange, question: Question) -> AsyncGenerator[Head | Piece, None]:
-        answer: Answer | None = None
-        async for backend, call in self._tries(exchange, question):
-            waiting_since = self._clock()
-            try:
-                answer = await backend.complete(call)
-                break
-            except BackendError as failure:
-                question.failed(failure)
-            finally:
-                exchange.waited_s += self._clock() - waiting_since
-        if answer is None:
-            raise question.failure
+        answer = await self._answered(exchange, question)
         exchange.usage = answer.usage or self._books.estimate(exchange, len(answer.body))
         exchange.outcome = "complete"
         self._books.close(exchange)
         facts = {"content-type": "application/json", "content-length": str(len(answer.body))}
         yield self._head(exchange, facts | dict(answer.headers))
         yield Piece(answer.body, last=True)
+
+    async def _answered(self, exchange: Exchange, question: Question) -> Answer:
+        """The first whole answer of any attempt."""
+        while (attempt := await self._next_attempt(exchange, question)) is not None:
+            backend, call = attempt
+            waiting_since = self._clock()
+            try:
+                return await backend.complete(call)
+            except BackendError as failure:
+                question.last_failure = failure
+            finally:
+                exchange.waited_s += self._clock() - waiting_since
+        raise question.failure
 
     async def _streamed(self, exchange: Exchange, question: Question) -> AsyncGenerator[Head | Piece, None]:
         async with AsyncExitStack() as stack:
@@ -105,7 +107,8 @@ class Pipeline:
         self, exchange: Exchange, question: Question, stack: AsyncExitStack
     ) -> tuple[Event, AsyncGenerator[Event, None]]:
         """The first attempt that yields an event; the attempts before it are closed."""
-        async for backend, call in self._tries(exchange, question):
+        while (attempt := await self._next_attempt(exchange, question)) is not None:
+            backend, call = attempt
             waiting_since = self._clock()
             events = backend.stream(call)
             try:
@@ -113,31 +116,24 @@ class Pipeline:
                 await stack.enter_async_context(aclosing(events))
                 return first, events
             except StopAsyncIteration:
-                question.failed(UpstreamBroken(backend.name, "an empty stream"))
+                question.last_failure = UpstreamBroken(backend.name, "an empty stream")
             except BackendError as failure:
-                question.failed(failure)
-            except BaseException:
-                await events.aclose()
-                raise
+                question.last_failure = failure
             finally:
                 exchange.waited_s += self._clock() - waiting_since
         raise question.failure
 
-    async def _tries(self, exchange: Exchange, question: Question) -> AsyncIterator[tuple[Backend, Call]]:
-        """Attempts in order, each prepared when its turn comes, until one succeeds or a failure deserves no other."""
-        for station in question.stations:
-            if question.last_failure is not None and not deserves_another(question.last_failure):
-                return
+    async def _next_attempt(self, exchange: Exchange, question: Question) -> tuple[Backend, Call] | None:
+        """The next station of the route, prepared now that its turn has come; None: nobody is left to ask."""
+        while question.stations and (question.last_failure is None or deserves_another(question.last_failure)):
+            station = question.stations.popleft()
             exchange.attempts += 1
             exchange.backend, exchange.backend_model = station.backend, station.model
             try:
-                prepared = await self._attempts.prepare(exchange, question, station)
+                return await self._attempts.prepare(exchange, question, station)
             except BackendError as failure:
-                question.failed(failure)
-                continue
-            yield prepared
-        if not question.stations:
-            question.failed(BackendUnavailable(exchange.model, "no backend of its route may be used for this request"))
+                question.last_failure = failure
+        return None
 
     def _head(self, exchange: Exchange, headers: dict[str, str]) -> Head:
         exchange.overhead_s = self._clock() - exchange.started_s - exchange.waited_s

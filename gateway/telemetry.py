@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from backends.asgi import Message, Receive, Send, send_json
+from gateway.bookkeeping import LEFT
 from gateway.errors import HeadersTooLarge, explain
 from gateway.exchange import Exchange
 from gateway.services import Services
@@ -15,6 +16,9 @@ access_log = logging.getLogger("chasqui.access")
 log = logging.getLogger("chasqui")
 
 MAX_HEAD_BYTES = 64 * 1024
+
+CROSSING_FORTH = frozenset({b"openai-beta", b"traceparent"})
+"""Of a client's headers, all that an upstream sees."""
 
 QUIET = frozenset({"/health", "/health/ready", "/metrics"})
 """Asked every few seconds by machines; logged at debug only."""
@@ -33,7 +37,10 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(f"req_{uuid.uuid4().hex}", scope["path"], self._clock())
+        crossing = {
+            name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in CROSSING_FORTH
+        }
+        exchange = Exchange(f"req_{uuid.uuid4().hex}", scope["path"], self._clock(), crossing)
         scope["exchange"] = exchange
         name = (b"x-request-id", exchange.id.encode())
 
@@ -64,7 +71,7 @@ class Telemetry:
 
     def _observe(self, method: str, exchange: Exchange) -> None:
         seconds = self._clock() - exchange.started_s
-        status = exchange.status or 499
+        status = exchange.status or LEFT
         level = logging.DEBUG if exchange.path in QUIET else logging.INFO
         access_log.log(level, "%s", _line(method, exchange, status, seconds))
         if exchange.operation == "other":

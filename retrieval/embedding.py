@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -57,25 +58,23 @@ class Embedder:
         self.backend = backend
         self._cache = cache
 
-    async def embed(
-        self, texts: Sequence[str], *, model: str, request_id: str, scope: str, options: Body | None = None
-    ) -> Embedded:
+    async def embed(self, texts: Sequence[str], call: Call, *, scope: str) -> Embedded:
         """Vectors of `texts`: what the cache has comes from there, the rest is computed, each distinct text once.
 
         Args:
-            model: the backend's own name for the model.
+            call: as it goes to the backend, but for the input; all fields of its body but the encoding and the
+                user are part of the key.
             scope: who shares the cache; texts of one scope are never found from another.
-            options: the client's body; all of its fields but input and encoding go to the backend and into the key.
 
         Raises:
             BackendError, EmbeddingFailed
         """
-        body = (options or Body(b"{}")).without("input", "encoding_format", "user").replace(model=model)
-        keys = await self._keys(texts, body, scope)
+        call = replace(call, body=call.body.without("input", "encoding_format", "user"))
+        keys = await self._keys(texts, call.body, scope)
         known = await self._cache.get(keys) if self._cache else {}
         missing = list(dict.fromkeys(key for key in keys if key not in known))
         text_of = dict(zip(keys, texts, strict=True))
-        made = await self._compute([text_of[key] for key in missing], body, request_id)
+        made = await self._compute([text_of[key] for key in missing], call)
         fresh = dict(zip(missing, made, strict=True))
         if self._cache and fresh:
             await self._cache.put(fresh)
@@ -90,10 +89,8 @@ class Embedder:
     async def vectors(self, texts: Sequence[str], *, request_id: str) -> NDArray[np.float32]:
         """For documents: float32 [len(texts), dim], unit length, past the cache (the database keeps them already)."""
         body = Body(b"{}").replace(model=self.backend.name)
-        made = await self._compute(texts, body, request_id)
+        made = await self._compute(texts, Call(EMBEDDINGS, body, request_id, self.backend.name))
         matrix = np.stack([one.vector for one in made])
-        if not np.isfinite(matrix).all():
-            raise EmbeddingFailed(f"backend '{self.backend.name}' gave a vector that is not finite")
         lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
         return (matrix / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
@@ -121,24 +118,27 @@ class Embedder:
             keys.append(key.digest())
         return keys
 
-    async def _compute(self, texts: Sequence[str], body: Body, request_id: str) -> list[CachedVector]:
+    async def _compute(self, texts: Sequence[str], call: Call) -> list[CachedVector]:
         made: list[CachedVector] = []
         for start in range(0, len(texts), TEXTS_PER_CALL):
-            made += await self._ask(texts[start : start + TEXTS_PER_CALL], body, request_id)
+            made += await self._ask(texts[start : start + TEXTS_PER_CALL], call)
         return made
 
-    async def _ask(self, texts: Sequence[str], body: Body, request_id: str) -> list[CachedVector]:
+    async def _ask(self, texts: Sequence[str], call: Call) -> list[CachedVector]:
         encoding = "base64" if self.backend.local else "float"
         name = self.backend.name
-        call = Call(EMBEDDINGS, body.replace(input=texts, encoding_format=encoding), request_id, name)
-        answer = await self.backend.complete(call)
+        body = call.body.replace(input=texts, encoding_format=encoding)
+        answer = await self.backend.complete(replace(call, body=body))
         try:
             reply = msgspec.json.decode(answer.body, type=_Reply)
-            vectors = [_vector(item.embedding) for item in sorted(reply.data, key=lambda item: item.index)]
+            items = sorted(reply.data, key=lambda item: item.index)
+            vectors = [_vector(item.embedding) for item in items]
         except (msgspec.MsgspecError, binascii.Error, ValueError) as exc:
             raise EmbeddingFailed(f"backend '{name}' gave no readable embeddings: {exc}") from None
-        if [item.index for item in sorted(reply.data, key=lambda item: item.index)] != list(range(len(texts))):
+        if [item.index for item in items] != list(range(len(texts))):
             raise EmbeddingFailed(f"backend '{name}' gave {len(vectors)} embeddings for {len(texts)} texts")
+        if not all(np.isfinite(vector).all() for vector in vectors):
+            raise EmbeddingFailed(f"backend '{name}' gave a vector that is not finite")
         tokens = reply.usage.prompt_tokens_by_input or _shares(reply.usage.prompt_tokens, texts)
         if len(tokens) != len(texts):
             raise EmbeddingFailed(f"backend '{name}' counted {len(tokens)} texts of {len(texts)}")

@@ -90,6 +90,7 @@ def test_a_request_goes_through_untouched_except_for_the_model(
     assert seen.path == "/v1/chat/completions"
     assert seen.headers["authorization"] == f"Bearer {UPSTREAM_KEY}"
     assert seen.headers["accept-encoding"] == "identity"
+    assert seen.headers["openai-beta"] == "x=1"
     assert "cookie" not in seen.headers
     assert "x-custom" not in seen.headers
     assert answer.json()["model"] == "far"

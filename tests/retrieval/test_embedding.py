@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from backends.base import Answer, Backend, Call
+from backends.base import EMBEDDINGS, Answer, Backend, Call
 from backends.errors import BackendUnavailable
 from backends.wire import Body
 from retrieval.embedding import TEXTS_PER_CALL, WORDS_PER_CALL, Embedded, Embedder, render
@@ -43,8 +43,8 @@ def cache(database: AsyncEngine) -> EmbeddingCache:
 async def embed(
     embedder: Embedder, texts: Sequence[str], *, scope: str = "all", model: str = "m", **options: Any
 ) -> Embedded:
-    body = Body(msgspec.json.encode({"model": "alias", "input": list(texts), **options}))
-    return await embedder.embed(texts, model=model, request_id="r", scope=scope, options=body)
+    body = Body(msgspec.json.encode({"model": model, "input": list(texts), **options}))
+    return await embedder.embed(texts, Call(EMBEDDINGS, body, "r", "alias"), scope=scope)
 
 
 def bits(embedded: Embedded) -> list[bytes]:

@@ -9,6 +9,8 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from backends.base import EMBEDDINGS, Call
+from backends.wire import Body
 from retrieval.embedding import Embedder
 from retrieval.embedding_cache import KEYS_PER_QUERY, TOUCH_AFTER_S, CachedVector, EmbeddingCache, rows
 from tests.retrieval.fakes import WordsBackend
@@ -16,6 +18,8 @@ from tests.retrieval.fakes import WordsBackend
 pytestmark = pytest.mark.anyio
 
 VECTOR_BYTES = 32
+
+CALL = Call(EMBEDDINGS, Body(b'{"model": "m"}'), "r", "m")
 
 
 class Clock:
@@ -158,11 +162,11 @@ async def test_a_damaged_row_is_not_used_and_the_others_are(
 async def test_a_damaged_row_is_made_anew(cache: EmbeddingCache, database: AsyncEngine) -> None:
     backend = WordsBackend(dimensions=8)
     embedder = Embedder(backend, cache)
-    first = await embedder.embed(["a text"], model="m", request_id="1", scope="all")
+    first = await embedder.embed(["a text"], CALL, scope="all")
     async with database.begin() as connection:
         await connection.execute(update(rows).values(vector=b"\x01" * VECTOR_BYTES))
     for hits in (0, 1):
-        again = await embedder.embed(["a text"], model="m", request_id="2", scope="all")
+        again = await embedder.embed(["a text"], CALL, scope="all")
         assert (again.hits, again.vectors[0].tobytes()) == (hits, first.vectors[0].tobytes())
 
 
@@ -186,9 +190,9 @@ async def test_with_a_broken_database_vectors_are_computed(
     broken_database: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     embedder = Embedder(WordsBackend(), EmbeddingCache(broken_database, max_bytes=1000))
-    plain = await Embedder(WordsBackend()).embed(["a", "b"], model="m", request_id="1", scope="all")
+    plain = await Embedder(WordsBackend()).embed(["a", "b"], CALL, scope="all")
     for _ in range(2):
-        made = await embedder.embed(["a", "b"], model="m", request_id="1", scope="all")
+        made = await embedder.embed(["a", "b"], CALL, scope="all")
         assert [one.tobytes() for one in made.vectors] == [one.tobytes() for one in plain.vectors]
         assert made.hits == 0
     assert "cannot be read" in caplog.text
