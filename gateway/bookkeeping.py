@@ -10,6 +10,7 @@ from gateway.errors import explain
 from gateway.exchange import Exchange
 from gateway.journal import Begin, End, Journal
 from gateway.metrics import Metrics
+from policies.errors import QuotaExceeded
 from policies.quotas import Measure, QuotaStore
 
 BYTES_PER_TOKEN = 4
@@ -35,6 +36,8 @@ class Bookkeeping:
             exchange.outcome = "client_left"
             raise
         except BaseException as exc:
+            if isinstance(exc, QuotaExceeded):
+                exchange.standing |= exc.standings
             told = explain(exc).meaning
             exchange.error, exchange.status = told.code, told.status
             raise

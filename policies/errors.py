@@ -1,5 +1,9 @@
 """What a policy can say no with. Facts only; `gateway/errors.py` turns them into HTTP."""
 
+from collections.abc import Mapping
+
+from policies.quotas import Limit, Measure, Standing
+
 
 class PolicyError(Exception):
     """Base of all refusals."""
@@ -49,19 +53,23 @@ class ModelUnknown(PolicyError):
 class QuotaExceeded(PolicyError):
     """
     Args:
-        measure: requests, tokens or concurrent.
-        retry_after_s: seconds until the window frees enough for this request; None if it never will.
+        limit: the one that will be free last.
+        retry_after_s: seconds until its window frees enough for this request; None if it never will.
+        standings: where all windows stand, by measure.
     """
 
     def __init__(
-        self, measure: str, limit: int, *, per_s: float | None, needed: int, retry_after_s: float | None
+        self, limit: Limit, *, needed: int, retry_after_s: float | None, standings: Mapping[Measure, Standing]
     ) -> None:
-        window = f" per {_span(per_s)}" if per_s else ""
+        window = f" per {_span(limit.per_s)}" if limit.per_s else ""
         never = "; this request alone is larger than the limit" if retry_after_s is None else ""
-        super().__init__(f"Rate limit reached: {limit} {measure}{window}, and this request needs {needed}{never}.")
-        self.measure = measure
-        self.limit = limit
+        super().__init__(
+            f"Rate limit reached: {limit.amount} {limit.measure}{window}, and this request needs {needed}{never}."
+        )
+        self.measure = limit.measure
+        self.limit = limit.amount
         self.retry_after_s = retry_after_s
+        self.standings = standings
 
 
 class PromptInvalid(PolicyError):

@@ -143,11 +143,10 @@ class MemoryQuotas:
         if worst is not None:
             wait_s, limit, amount = worst
             raise QuotaExceeded(
-                limit.measure,
-                limit.amount,
-                per_s=limit.per_s,
+                limit,
                 needed=amount,
                 retry_after_s=None if math.isinf(wait_s) else wait_s,
+                standings=self._standing(limits, now_s),
             )
 
     def _wait_s(self, limit: Limit, amount: int, needed: int | None, now_s: float) -> float | None:

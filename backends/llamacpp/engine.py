@@ -206,7 +206,7 @@ class Engine:
             raise RuntimeError(f"llama_decode gave {code} for {len(tokens)} tokens")
         pointer = lib.llama_get_embeddings_seq(self._context, 0)
         if not pointer:
-            raise RuntimeError("the model gave no pooled embedding; it needs pooling mean, cls or last")
+            raise ModelFileUnusable("the model gives no pooled embedding; it needs pooling mean, cls or last")
         vector = np.ctypeslib.as_array(pointer, shape=(self.info.dimensions,)).astype(np.float32, copy=True)
         length = float(np.linalg.norm(vector))
         return vector / length if length > 0 else vector

@@ -71,6 +71,7 @@ def test_a_refused_request_is_told_when_to_come_back(limited: Gateway) -> None:
     assert first.headers["x-ratelimit-reset-requests"].startswith("1h")
     assert "x-ratelimit-limit-tokens" not in first.headers
     assert second.status_code == 429
+    assert second.headers["x-ratelimit-remaining-requests"] == "0"
     assert second.json()["error"]["type"] == "rate_limit_error"
     assert second.json()["error"]["code"] == "rate_limit_exceeded"
     assert 3500 < int(second.headers["retry-after"]) <= 3661
