@@ -1,3 +1,5 @@
+import sys
+
 """Messages become prompt text; what a user wrote never becomes a control token."""
 
 from datetime import datetime
@@ -92,7 +94,7 @@ def test_a_template_that_cuts_content_gives_a_prompt_or_refuses() -> None:
 
 def test_a_message_nested_too_deeply_is_refused() -> None:
     deep: list[Any] = []
-    for _ in range(900):
+    for _ in range(3 * sys.getrecursionlimit()):
         deep = [deep]
     with pytest.raises(InvalidRequest):
         render(CHAT_TEMPLATE, user("x", extra=deep))
