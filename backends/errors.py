@@ -46,6 +46,7 @@ class BackendUnavailable(BackendError):
     def __init__(self, backend: str, reason: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(f"backend '{backend}' is not available: {reason}")
         self.backend = backend
+        self.reason = reason
         self.retry_after_s = retry_after_s
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from backends.errors import BackendUnavailable, ModelFileUnusable
+from backends.errors import BackendUnavailable
 from backends.llamacpp.worker_command import KEY_ENV, WorkerOptions, worker_command
 from backends.relay import Relay
 from backends.settings import LlamaCppSettings, Timeouts
@@ -31,6 +31,7 @@ log = logging.getLogger("chasqui.fleet")
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 5.0
 DEATH_REPORT_S = 0.5
+LINE_BYTES = 2**20
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 LOCAL_TIMEOUTS = Timeouts(connect_s=5, first_byte_s=3600, idle_s=600, total_s=3600)
 """A local model may chew on a long prompt for minutes; its death is seen at once, because the socket closes."""
@@ -159,12 +160,7 @@ class Member:
         if (exc := task.exception()) is not None:
             self._failures += 1
             delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
-            words = (
-                exc.args[0]
-                if isinstance(exc, ModelFileUnusable)
-                else str(exc).partition("not available: ")[2] or str(exc)
-            )
-            self._failed = (self._clock() + delay_s, words)
+            self._failed = (self._clock() + delay_s, exc.reason if isinstance(exc, BackendUnavailable) else str(exc))
             return
         self._failures, self._failed = 0, None
         self._current = task.result()
@@ -174,9 +170,8 @@ class Member:
 
     async def _start(self) -> _Process:
         started_s = self._clock()
-        self._crashed = (
-            self._crashed or self._current is not None
-        )  # one that was stopped on purpose is no longer current
+        if self._current is not None:  # dead, then: one that was stopped on purpose is no longer current
+            self._crashed = True
         await self._stop_current()
         socket, key = self._sockets.new(), secrets.token_hex(16)
         process = await asyncio.create_subprocess_exec(
@@ -185,6 +180,7 @@ class Member:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=os.environ | {KEY_ENV: key, "GGML_NO_BACKTRACE": "1"},
+            limit=LINE_BYTES,
             start_new_session=True,  # Ctrl-C is for the gateway, which lets streams finish
         )
         tail: deque[str] = deque(maxlen=8)

@@ -1,7 +1,6 @@
-import sys
-
 """Messages become prompt text; what a user wrote never becomes a control token."""
 
+import sys
 from datetime import datetime
 from typing import Any
 
