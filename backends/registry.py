@@ -11,13 +11,14 @@ from backends.quote import Quote
 from backends.relay import Relay
 from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings, QuoteSettings
 from backends.sources import find_model
-from backends.transport import AiohttpTransport, Transport
+from backends.transport import Transport
+from backends.transport_http1 import Http1Transport
 
 Connect = Callable[[OpenAISettings], Transport]
 
 
 def connect(settings: OpenAISettings) -> Transport:
-    return AiohttpTransport(settings.base_url)
+    return Http1Transport(settings.base_url)
 
 
 def build_backends(

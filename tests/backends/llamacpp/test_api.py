@@ -16,7 +16,8 @@ from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.synthetic import CONTROL, vocabulary
 from backends.relay import Relay
 from backends.settings import Timeouts
-from backends.transport import AiohttpTransport, Request
+from backends.transport import Request
+from backends.transport_http1 import Http1Transport
 from tests.backends.llamacpp.local import call, chat, embedding, events, legacy, running, settings, texts
 
 pytestmark = pytest.mark.anyio
@@ -329,9 +330,9 @@ async def test_a_prompt_can_be_looked_at_and_tokenised(relay: Relay) -> None:
 async def test_everything_but_health_needs_the_key_and_a_path_that_is_there(
     relay: Relay, method: str, path: str, key: str, status: int
 ) -> None:
-    own: AiohttpTransport = relay._transport
+    own: Http1Transport = relay._transport
     right = relay._headers["authorization"]
-    transport = AiohttpTransport("http://worker/v1", socket_path=own._socket_path)
+    transport = Http1Transport("http://worker/v1", socket_path=own._socket_path)
     headers = {"authorization": right if key == "right" else f"Bearer {key}"} if key else {}
     reply = await transport.send(Request(method, path, headers, b"nonsense" if method == "POST" else b"", Timeouts()))
     body = json.loads(b"".join([piece async for piece in reply.chunks()]))

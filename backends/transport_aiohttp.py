@@ -1,0 +1,97 @@
+"""HTTP by aiohttp: for what our own client does not do, HTTP proxies. Nothing of the library leaves this module."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp
+
+from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Reply, Request
+
+
+class AiohttpTransport:
+    """One long-lived session for one upstream; over a Unix socket where `socket_path` is given.
+
+    The session is made at the first request, because it belongs to the running loop. It keeps no cookies, follows no
+    redirects and has no limit of its own on connections.
+    """
+
+    def __init__(self, base_url: str, *, socket_path: str | None = None, keepalive_s: float = 15.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._socket_path = socket_path
+        self._keepalive_s = keepalive_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, request: Request) -> Reply:
+        timeouts = request.timeouts
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s)
+        try:
+            async with asyncio.timeout(timeouts.connect_s + timeouts.first_byte_s):
+                response = await self._opened().request(
+                    request.method,
+                    self.base_url + request.path,
+                    data=request.body or None,
+                    headers=request.headers,
+                    allow_redirects=False,
+                    timeout=timeout,
+                )
+        except aiohttp.ConnectionTimeoutError:
+            raise DeadlinePassed("connect", timeouts.connect_s) from None
+        except TimeoutError:
+            raise DeadlinePassed("first_byte", timeouts.first_byte_s) from None
+        except aiohttp.ClientConnectorError as exc:
+            raise ConnectFailed(exc.os_error.strerror or type(exc.os_error).__name__) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise ConnectionBroken(_reason(exc)) from exc
+        return AiohttpReply(response, idle_s=timeouts.idle_s)
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector: aiohttp.BaseConnector
+            if self._socket_path:
+                connector = aiohttp.UnixConnector(self._socket_path, limit=0, keepalive_timeout=self._keepalive_s)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent",),
+                read_bufsize=2**18,
+            )
+        return self._session
+
+
+class AiohttpReply:
+    def __init__(self, response: aiohttp.ClientResponse, *, idle_s: float) -> None:
+        self.status: int = response.status
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+        self._response = response
+        self._idle_s = idle_s
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        content = self._response.content
+        try:
+            while True:
+                async with asyncio.timeout(self._idle_s):
+                    piece = await content.readany()
+                if not piece:
+                    return
+                yield piece
+        except TimeoutError:
+            raise DeadlinePassed("idle", self._idle_s) from None
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            raise ConnectionBroken(_reason(exc)) from exc
+
+    async def aclose(self) -> None:
+        # Releases the connection to the pool when the body was read to its end, closes it otherwise.
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__
