@@ -17,20 +17,40 @@ class BodyTooLarge(Exception):
         self.limit_bytes = limit_bytes
 
 
+class RequestTimeout(Exception):
+    """The client stopped sending its body."""
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(f"the request's body stopped arriving; {deadline_s:g} s without a byte")
+
+
 class ClientGone(Exception):
     """The client left before its request was complete."""
 
 
-async def read_body(receive: Receive, *, limit_bytes: int) -> bytes:
+BODY_IDLE_S = 30.0
+
+
+async def read_body(receive: Receive, *, limit_bytes: int, announced_bytes: int = 0) -> bytes:
     """
+    Args:
+        announced_bytes: the request's content-length, so that a body that is too large is refused at once.
+
     Raises:
-        BodyTooLarge: as soon as more than `limit_bytes` have come.
+        BodyTooLarge: as soon as more than `limit_bytes` are announced or have come.
+        RequestTimeout: nothing came for `BODY_IDLE_S`.
         ClientGone
     """
+    if announced_bytes > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
     pieces: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                message = await receive()
+        except TimeoutError:
+            raise RequestTimeout(BODY_IDLE_S) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")

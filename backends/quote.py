@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from backends import sse
-from backends.base import COMPLETIONS, Answer, Call, Event, Passage, PromptSize
+from backends.base import COMPLETIONS, EMBEDDINGS, Answer, Call, Event, Passage, PromptSize
 from backends.errors import BackendUnavailable, InvalidRequest
 from backends.wire import Body, Usage
 
@@ -83,10 +83,13 @@ class Quote:
         yield Event(sse.DONE, usage, last=True)
 
     def _answer(self, call: Call) -> tuple[str, Usage]:
+        if call.path == EMBEDDINGS:
+            raise InvalidRequest("this model quotes documents; it makes no embeddings.", param="model")
         if not call.passages:
             raise BackendUnavailable(
                 self.name,
-                "it only quotes documents and was given none; ask a model that has a collection, or add a chat model",
+                "it only quotes documents and there are none for this question; ask a model that has a collection, "
+                "or add a chat model",
             )
         question = question_of(call.body)
         text = compose(best_sentences(question, call.passages), call.passages)
@@ -128,21 +131,27 @@ def best_sentences(question: str, passages: Sequence[Passage], *, limit: int = M
         shared = wanted & set(_words(text))
         rarity = sum(math.log(1 + len(sentences) / frequency[word]) for word in shared)
         damping = 1 + math.log1p(len(_words(text)) / 12)
-        rated.append(Sentence(text, place, rarity / damping / (1 + place / 4)))
+        rated.append(Sentence(text, place, _weight(text) * rarity / damping / (1 + place / 4)))
     rated.sort(key=lambda sentence: -sentence.score)
     useful = [sentence for sentence in rated if sentence.score > 0 and sentence.score >= rated[0].score / 2]
     beginning = sentences or [(" ".join(passages[0].text.split()), 0)]  # a passage may be nothing but its heading
     return useful[:limit] or [Sentence(text, place, 0.0) for text, place in beginning[:1]]
 
 
+def _weight(text: str) -> float:
+    """Prose answers a question; code and rows of tables mostly name its words."""
+    return 0.4 if text.startswith(("```", "~~~")) else 0.6 if text.startswith("|") else 1.0
+
+
 def compose(sentences: Sequence[Sentence], passages: Sequence[Passage]) -> str:
-    """The quotation, a line per sentence with its marker, then the sources it names."""
+    """The quotation, a line per sentence with its marker, then the sources; numbered as they appear."""
+    numbers: dict[int, int] = {}
     lines = []
     for sentence in sentences:
+        number = numbers.setdefault(sentence.passage, len(numbers) + 1)
         gap = "\n" if "\n" in sentence.text else " "  # a marker must not become part of a code block's last fence
-        lines.append(f"{sentence.text}{gap}[{passages[sentence.passage].number}]")
-    cited = dict.fromkeys(sentence.passage for sentence in sentences)
-    sources = [f"[{passages[place].number}] {passages[place].source}" for place in sorted(cited)]
+        lines.append(f"{sentence.text}{gap}[{number}]")
+    sources = [f"[{number}] {passages[place].source}" for place, number in numbers.items()]
     return "\n\n".join(lines) + "\n\nSources:\n" + "\n".join(sources)
 
 

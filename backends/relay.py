@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from backends import sse
-from backends.base import Answer, Call, Event, PromptSize
+from backends.base import CHAT, COMPLETIONS, Answer, Call, Event, PromptSize
 from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken, UpstreamRefused
 from backends.settings import Timeouts
 from backends.transport import (
@@ -82,6 +82,8 @@ class Relay:
         except TimeoutError:
             raise BackendTimeout(self.name, "total", total_s) from None
         chunk = self._read_chunk(body)
+        if not _is_text(body) or (call.path in (CHAT, COMPLETIONS) and chunk.choices is None and not chunk.failed):
+            raise UpstreamBroken(self.name, "an answer without choices, or not UTF-8")
         if chunk.failed:
             raise UpstreamBroken(self.name, f"an error under status {reply.status}: {self._words(body)[0]}")
         return Answer(rename_model(body, call.model), chunk.usage, _crossing_back(reply.headers))
@@ -90,12 +92,13 @@ class Relay:
         options = call.body.read("stream_options", dict[str, Any], {})
         withhold = self._ask_usage and not options.get("include_usage")
         body = call.body.replace(stream_options=options | {"include_usage": True}) if withhold else call.body
-        progress = _Progress(call.body.read("n", int, 1))
+        progress = _Progress(call.body.read("n", int, 1), asyncio.get_running_loop().time())
         async with (
             self._reply(call, body.raw, accept="text/event-stream") as reply,
             aclosing(self._frames(reply)) as frames,
         ):
             async for frame in frames:
+                self._check_silence(frame, progress)
                 event = self._event(frame, progress, call.model, withhold_usage=withhold)
                 if event is not None:
                     yield event
@@ -189,6 +192,18 @@ class Relay:
             for frame in frames:
                 yield frame
 
+    def _check_silence(self, frame: sse.Frame, progress: "_Progress") -> None:
+        """Comments keep a connection open; they are no answer, so the deadlines go on through them."""
+        now_s = asyncio.get_running_loop().time()
+        if frame.data is not None:
+            progress.last_event_s = now_s
+            return
+        phase, deadline_s = (
+            ("idle", self._timeouts.idle_s) if progress.began else ("first_byte", self._timeouts.first_byte_s)
+        )
+        if now_s - progress.last_event_s > deadline_s:
+            raise BackendTimeout(self.name, phase, deadline_s)
+
     async def _drain(self, frames: AsyncGenerator[sse.Frame, None]) -> None:
         """Read the little that follows `[DONE]`, so that the connection can be used again; it is not worth a failure."""
         try:
@@ -279,8 +294,9 @@ class Relay:
 class _Progress:
     """How far one stream of `wanted` choices has come."""
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, wanted: int, now_s: float) -> None:
         self._wanted = wanted
+        self.last_event_s = now_s
         self.done = False
         self.began = False
         self._open: dict[int, bool] = {}
@@ -293,6 +309,14 @@ class _Progress:
     @property
     def complete(self) -> bool:
         return self.done or (len(self._open) >= max(1, self._wanted) and not any(self._open.values()))
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _crossing_back(headers: Mapping[str, str]) -> dict[str, str]:

@@ -12,11 +12,22 @@ T = TypeVar("T")
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+MAX_TOKENS = 10**9
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of one answer."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: counts that cannot be; read as no usage at all where they come from an upstream.
+        """
+        if not (0 <= self.prompt_tokens <= MAX_TOKENS and 0 <= self.completion_tokens <= MAX_TOKENS):
+            raise ValueError("token counts out of range")
 
     @property
     def total_tokens(self) -> int:

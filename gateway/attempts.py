@@ -117,6 +117,8 @@ class Attempts:
         if not target.settings.collections or _ends_in_tool_result(body):
             return []
         query, settings = question_of(body), target.settings.retrieval
+        if not query.strip():
+            raise InvalidRequest("the last user message holds no text to search the documents for.", param="messages")
         exchange.retrieval = f"ret_{exchange.id.removeprefix('req_')}"
         found: list[Found] = []
         for name in target.settings.collections:
@@ -174,7 +176,7 @@ class Attempts:
         self, exchange: Exchange, question: Question, backend: Backend, call: Call, size: PromptSize | None
     ) -> Call:
         """Hold prompt and longest answer. A local model is told to stop where the hold ends, so it never exceeds it."""
-        choices = call.body.read("n", int, 1)
+        choices = _choices(call.body)
         asked = _max_tokens(call.body)
         default = question.target.settings.default_max_tokens
         if backend.local and asked is None and default is not None and not backend.quotes:
@@ -228,11 +230,21 @@ def check_prompt_call(given: PromptCall | None, target: Target) -> None:
 
 
 def _max_tokens(body: Body) -> int | None:
-    """What the client allows an answer, per choice. Legacy completions without it get OpenAI's sixteen."""
+    """What the client allows an answer, per choice; a limit below zero is none, as some engines read it.
+
+    Legacy completions without it get OpenAI's sixteen.
+    """
     for name in ("max_completion_tokens", "max_tokens"):
         if (value := body.read(name, int)) is not None:
-            return value
+            return value if value >= 0 else None
     return 16 if "messages" not in body else None
+
+
+def _choices(body: Body) -> int:
+    """How many answers are asked for: `n` for each prompt, of which a legacy completion may have many."""
+    prompts: Any = body.read("prompt", object)
+    many = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
+    return max(1, body.read("n", int, 1)) * (len(prompts) if many else 1)
 
 
 def _ends_in_tool_result(body: Body) -> bool:

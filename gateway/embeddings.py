@@ -159,7 +159,9 @@ class Embeddings:
         try:
             return await asyncio.to_thread(self._encodings.decode, IDS_ENCODING, item)
         except (EncodingMissing, ValueError) as exc:
-            raise TokensUndecodable(f"input[{index}] holds token ids, but {exc}; or send text") from None
+            raise TokensUndecodable(
+                f"input[{index}] holds token ids, but {exc}; or send text", param=f"input[{index}]"
+            ) from None
 
 
 def _is_ids(value: Any) -> bool:

@@ -11,7 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from sqlalchemy.exc import SQLAlchemyError
 
-from backends.asgi import BodyTooLarge
+from backends.asgi import BodyTooLarge, ClientGone, RequestTimeout
 from backends.errors import (
     BackendBusy,
     BackendTimeout,
@@ -69,6 +69,8 @@ MEANINGS: dict[type[Exception], Meaning] = {
     PathHidden: Meaning(404, "invalid_request_error", "not_found"),
     KeyNotFound: Meaning(404, "invalid_request_error", "not_found"),
     ModelUnknown: Meaning(404, "invalid_request_error", "model_not_found"),
+    RequestTimeout: Meaning(408, "invalid_request_error", "request_timeout"),
+    ClientGone: Meaning(499, "invalid_request_error", "client_closed_request"),  # nobody reads it; the log does
     BodyTooLarge: Meaning(413, "invalid_request_error", "request_too_large"),
     HeadersTooLarge: Meaning(431, "invalid_request_error", "headers_too_large"),
     QuotaExceeded: Meaning(429, "rate_limit_error", "rate_limit_exceeded"),
@@ -139,7 +141,8 @@ def explain(exc: BaseException) -> Failure:
         case ModelUnknown():
             param = "model"
         case SQLAlchemyError():
-            message = "The gateway's database does not answer; try again."
+            full = "full" in str(getattr(exc, "orig", ""))
+            message = "The disk is full; free some space." if full else "The database does not answer; try again."
     return Failure(meaning, message, param, _retry_headers(exc, meaning))
 
 
@@ -164,8 +167,12 @@ def _explain_framework(exc: HTTPException) -> Failure:
         404: "There is nothing at this address; see /schema for what there is.",
         405: "This address does not take this method; see the allow header.",
     }.get(exc.status_code, exc.detail if meaning is not BUG else "The gateway failed to answer.")
+    invalid = (getattr(exc, "extra", None) or [{}]) if exc.status_code == 400 else [{}]
+    param = invalid[0].get("key") if isinstance(invalid, list) and isinstance(invalid[0], dict) else None
+    if param:
+        message = f"Invalid value for '{param}': {invalid[0].get('message', 'not allowed')}"
     allow = {name: value for name, value in (exc.headers or {}).items() if name.lower() == "allow"}
-    return Failure(meaning, message, None, allow)
+    return Failure(meaning, message, param, allow)
 
 
 def answer_failure(request: Request[Any, Any, Any], exc: Exception) -> Response[dict[str, Any]]:

@@ -54,12 +54,17 @@ class Journal:
         self._clock = clock
         self._file: int | None = None
         self._written = 0
+        self.failing = False
+        """The last line could not be written."""
 
     def open(self) -> None:
-        """
+        """Does nothing when it is open.
+
         Raises:
             StoreUnavailable
         """
+        if self._file is not None:
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = (
@@ -101,11 +106,15 @@ class Journal:
         try:
             written = os.write(self._file, line)
         except OSError as exc:
+            self.failing = True
             raise StoreUnavailable(f"the journal cannot be written: {exc.strerror}; free some disk space") from None
         self._written += written
         if written < len(line):  # the disk filled up in the middle; readers drop the torn line, a new file follows it
             self.close()
+            self.failing = True
             raise StoreUnavailable("the journal cannot be written: the disk is full; free some disk space")
+
+        self.failing = False
 
     def _forget_old_files(self) -> None:
         """Until the ledger takes them over, the newest files are kept and the others go."""

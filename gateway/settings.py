@@ -63,14 +63,8 @@ def load(
     tree["home"] = home
     tree.setdefault("store", {"url": StoreSettings.model_fields["url"].default})
     tree = _interpolate(tree, {**environment, "home": str(home)}, (), lines, problems)
-    overrides = {
-        "host": host or environment.get("CHASQUI_HOST"),
-        "port": port if port is not None else environment.get("CHASQUI_PORT"),
-    }
     if isinstance(tree.get("server", {}), dict):
-        tree["server"] = tree.get("server", {}) | {
-            name: value for name, value in overrides.items() if value not in (None, "")
-        }
+        tree["server"] = tree.get("server", {}) | _overrides(environment, host, port, problems)
     settings = _validate(tree, lines, problems)
     if settings is not None:
         problems += [lines.say(where, what) for where, what in cross_check(settings)]
@@ -94,6 +88,23 @@ def load(
     )
 
 
+def _overrides(
+    environment: Mapping[str, str], host: str | None, port: int | None, problems: list[str]
+) -> dict[str, Any]:
+    """What stands above the file's `server`."""
+    found: dict[str, Any] = {}
+    if named_host := host or environment.get("CHASQUI_HOST"):
+        found["host"] = named_host
+    if port is not None:
+        found["port"] = port
+    elif named_port := environment.get("CHASQUI_PORT"):
+        if named_port.isdigit():
+            found["port"] = named_port
+        else:
+            problems.append(f"CHASQUI_PORT is '{named_port}', which is not a port")
+    return found
+
+
 def _read(path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         text = path.read_text("utf-8")
@@ -107,6 +118,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines]:
         mark = getattr(exc, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise ConfigInvalid([f"{path}{where}: not valid YAML: {getattr(exc, 'problem', None) or exc}"]) from None
+    except RecursionError:
+        raise ConfigInvalid([f"{path}: is nested too deeply, or contains itself"]) from None
     if not isinstance(tree, dict):
         raise ConfigInvalid([f"{path}: must be a mapping with server, backends, models …"])
     return tree, lines

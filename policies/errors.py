@@ -46,7 +46,7 @@ class ModelUnknown(PolicyError):
     """Does not exist, or this key may not use it; the answer is the same."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model '{model}' does not exist or you do not have access to it.")
+        super().__init__(f"The model '{model[:200]}' does not exist or you do not have access to it.")
         self.model = model
 
 

@@ -48,6 +48,7 @@ class NewKey(NamedTuple):
     limits: tuple[LimitSettings, ...] = ()
     narrowed: Mapping[str, list[str]] = {}
     metadata: Mapping[str, Any] = {}
+    disabled: bool = False
 
 
 class GivenKey(NamedTuple):
@@ -129,6 +130,7 @@ class Keys:
             limits=[limit.model_dump(exclude_none=True) for limit in new.limits],
             narrowed=dict(new.narrowed),
             key_metadata=dict(new.metadata),
+            disabled=new.disabled,
         )
         async with self._database.begin() as connection:
             await connection.execute(insert(keys_table).values(_columns(row)))

@@ -9,6 +9,9 @@ from policies.quotas import Amounts, Limit, Measure, Standing
 
 SLICES = 60
 
+FORGET_EVERY = 10_000
+"""Settlements between two searches for windows that nobody uses any more."""
+
 
 class Window:
     """A rolling window in sixty slices. A partly expired slice counts in full, so no window ever holds more than allowed."""
@@ -97,6 +100,7 @@ class MemoryQuotas:
         self._windows: dict[tuple[str, Measure, float], Window] = {}
         self._gauges: dict[str, Gauge] = {}
         self._holds: dict[str, _Hold] = {}
+        self._settled = 0
 
     async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> dict[Measure, Standing]:
         now_s = self._clock()
@@ -125,6 +129,12 @@ class MemoryQuotas:
             hold.refund(hold.tokens - tokens)
         for gauge in hold.gauges:
             gauge.value -= 1
+        self._settled += 1
+        if self._settled % FORGET_EVERY == 0:
+            held = {window for open_hold in self._holds.values() for window in open_hold.windows}
+            self._windows = {
+                key: window for key, window in self._windows.items() if window in held or window.used(now_s)
+            }
         return self._standing(hold.limits, now_s)
 
     @property

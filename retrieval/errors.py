@@ -23,3 +23,7 @@ class EmbeddingFailed(RetrievalError):
 
 class TokensUndecodable(RetrievalError):
     """Token ids came in, and the encoding that made them is not available offline, or does not know them."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param

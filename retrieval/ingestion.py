@@ -7,10 +7,13 @@ is logged and leaves the others alone.
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from backends.errors import BackendError, UpstreamRefused
 from backends.sources import matching_files
@@ -79,6 +82,12 @@ class Ingestion:
                 failed += 1
                 log.warning("collection '%s': %s", name, exc)
                 continue
+            except (BackendError, SQLAlchemyError):
+                raise  # nobody's fault but the moment's: the whole run is tried again
+            except Exception:
+                failed += 1
+                log.exception("collection '%s': %s could not be indexed", name, path)
+                continue
             added, unchanged = added + changed, unchanged + (not changed)
         gone = [row.document_id for path, row in known.items() if path not in files]
         self._searcher.index.remove(await self._catalog.remove(gone))
@@ -143,14 +152,14 @@ class Ingestion:
 async def run_until_ready(
     ingestion: Ingestion, *, name: str, delays_s: Sequence[float] = (1, 2, 5, 10, 30, 60)
 ) -> None:
-    """The background job: an embedding backend that does not answer yet is asked again, less and less often."""
+    """The background job: what does not answer yet (an engine, the database) is asked again, less and less often."""
     for attempt in range(1_000_000):
         try:
             await ingestion.run()
             return
-        except BackendError as exc:
+        except (BackendError, SQLAlchemyError, OSError) as exc:
             delay_s = delays_s[min(attempt, len(delays_s) - 1)]
-            log.warning("collection '%s' waits for its embedding backend: %s; again in %g s", name, exc, delay_s)
+            log.warning("collection '%s' cannot be indexed yet: %s; again in %g s", name, exc, delay_s)
             await asyncio.sleep(delay_s)
 
 
@@ -167,4 +176,6 @@ def _read(file: Path) -> bytes:
 
 
 def _shown(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    """The path for people: relative where it can be, and text even where a file system's bytes are not."""
+    relative = path.relative_to(root) if path.is_relative_to(root) else path
+    return os.fsencode(relative).decode("utf-8", "replace")

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from backends.errors import UpstreamRefused
 from retrieval.catalog import Catalog, Chunk
 from retrieval.embedding import Embedder
 from retrieval.errors import CollectionNotReady
@@ -50,7 +52,7 @@ class Searcher:
             raise CollectionNotReady(self.collection, self.state)
         if not query.strip():
             return []
-        vector = (await self._embedder.vectors([query], request_id=request_id))[0]
+        vector = await self._vector(query, request_id)
         rankings: list[Sequence[int]] = []
         if settings.mode != "lexical":
             rankings.append([id_ for id_, _ in self.index.search(vector, CANDIDATES)])
@@ -61,3 +63,16 @@ class Searcher:
         chosen = [id_ for id_ in order if max(0.0, similarity.get(id_, 0.0)) >= settings.min_score][: settings.top_k]
         chunks = await self._catalog.chunks(self.collection, chosen)
         return [Found(chunks[id_], min(1.0, max(0.0, similarity.get(id_, 0.0)))) for id_ in chosen if id_ in chunks]
+
+    async def _vector(self, query: str, request_id: str) -> NDArray[np.float32]:
+        """Of the question, or of as much of its end as the embedding model reads: there the question usually is."""
+        while True:
+            try:
+                matrix = await self._embedder.vectors([query], request_id=request_id)
+            except UpstreamRefused as exc:
+                if exc.code != "context_length_exceeded" or len(query) < 2:
+                    raise
+                query = query[len(query) // 2 :]
+            else:
+                vector: NDArray[np.float32] = matrix[0]
+                return vector

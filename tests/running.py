@@ -16,6 +16,7 @@ import yaml
 
 from gateway.app import create_app
 from gateway.database import open_database
+from gateway.server import Protocol
 from gateway.services import Services
 from gateway.settings import load
 
@@ -62,7 +63,7 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
         try:
             database = await open_database(loaded.settings.store.url)
             app = create_app(loaded, database)
-            options = {"lifespan": "on", "log_config": None, "access_log": False, "ws": "none", "http": "httptools"}
+            options = {"lifespan": "on", "log_config": None, "access_log": False, "ws": "none", "http": Protocol}
             server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **options))  # type: ignore[arg-type]
             state.update(server=server, services=app.services)
             serving = asyncio.create_task(server.serve(sockets=[listener]))

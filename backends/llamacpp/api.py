@@ -32,6 +32,9 @@ log = logging.getLogger("chasqui.worker")
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """The gateway's own limit stands in front of this one."""
 
+MAX_SEQUENCES = 2048
+"""Answers of one request."""
+
 Handler = Callable[[Body, Send, dict[bytes, bytes]], Awaitable[None]]
 
 
@@ -115,6 +118,8 @@ class WorkerApi:
     async def _generate(
         self, prompts: list[list[int]], wanted: Wanted, shape: Shape, send: Send, headers: dict[bytes, bytes]
     ) -> None:
+        if len(prompts) * wanted.choices > MAX_SEQUENCES:
+            raise InvalidRequest(f"prompts times 'n' may be {MAX_SEQUENCES} at most.", param="n")
         limits = [self._max_tokens(prompt, wanted, shape) for prompt in prompts]
         sequences = [
             (prompt, limit) for prompt, limit in zip(prompts, limits, strict=True) for _ in range(wanted.choices)

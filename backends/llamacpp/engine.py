@@ -83,7 +83,7 @@ class Engine:
         self._context = self._new_context(context_tokens, threads)
         if not self._context:
             raise ModelFileUnusable(
-                f"llama.cpp could not make a context of {context_tokens} tokens for {path}; try a smaller one"
+                f"llama.cpp could not make a context of {context_tokens} tokens for {path.name}; try a smaller one"
             )
         self._memory = lib.llama_get_memory(self._context)
         self.batch_tokens = int(lib.llama_n_batch(self._context))
@@ -258,9 +258,9 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as exc:
-        raise ModelFileUnusable(f"cannot read the model file {path}: {exc.strerror}") from None
+        raise ModelFileUnusable(f"cannot read the model file {path.name}: {exc.strerror}") from None
     if magic != b"GGUF":
-        raise ModelFileUnusable(f"{path} is not a GGUF file")
+        raise ModelFileUnusable(f"{path.name} is not a GGUF file")
 
 
 def _load_model(path: Path, gpu_layers: int) -> Any:
@@ -268,5 +268,5 @@ def _load_model(path: Path, gpu_layers: int) -> Any:
     params.n_gpu_layers = gpu_layers
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        raise ModelFileUnusable(f"llama.cpp cannot load {path}: damaged, or of a kind this version does not know")
+        raise ModelFileUnusable(f"llama.cpp cannot load {path.name}: damaged, or of a kind this version does not know")
     return model

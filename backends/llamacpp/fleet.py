@@ -24,7 +24,7 @@ from backends.errors import BackendUnavailable
 from backends.llamacpp.worker_command import KEY_ENV, WorkerOptions, worker_command
 from backends.relay import Relay
 from backends.settings import LlamaCppSettings, Timeouts
-from backends.transport import AiohttpTransport
+from backends.transport_http1 import Http1Transport
 
 log = logging.getLogger("chasqui.fleet")
 
@@ -43,7 +43,8 @@ class Sockets:
     def __init__(self) -> None:
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         parent = runtime if runtime and os.access(runtime, os.W_OK) and len(runtime) < 60 else None
-        self._directory = Path(tempfile.mkdtemp(prefix="chasqui-", dir=parent))
+        _remove_leftovers(Path(parent or tempfile.gettempdir()))
+        self._directory = Path(tempfile.mkdtemp(prefix=f"chasqui-{os.getpid()}-", dir=parent))
         self._count = 0
 
     def new(self) -> Path:
@@ -52,6 +53,25 @@ class Sockets:
 
     def remove(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Folders of our own gateways that were killed."""
+    for folder in parent.glob("chasqui-*-*"):
+        pid = folder.name.split("-")[1]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and folder.stat().st_uid == os.getuid() and not _exists(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class _Process:
@@ -190,7 +210,7 @@ class Member:
         self._watchers.add(watcher)  # the loop holds tasks weakly
         watcher.add_done_callback(self._watchers.discard)
         log.info("worker '%s' is ready in %.1f s (pid %d)", self.name, self._clock() - started_s, process.pid)
-        transport = AiohttpTransport("http://worker/v1", socket_path=str(socket), keepalive_s=3000)
+        transport = Http1Transport("http://worker/v1", socket_path=str(socket), keepalive_s=3000)
         headers = {"authorization": f"Bearer {key}", "x-chasqui-tokens": "1"}
         return _Process(process, Relay(self.name, transport, headers=headers, timeouts=LOCAL_TIMEOUTS), socket, ready)
 
@@ -204,9 +224,9 @@ class Member:
                 if not line:
                     await process.wait()
                     await errors
-                    raise BackendUnavailable(
-                        self.name, f"its worker ended at start: {' '.join(tail)[-500:] or process.returncode}"
-                    )
+                    log.error("worker '%s' for %s ended at start:\n%s", self.name, self.path, "\n".join(tail))
+                    reason = tail[-1] if tail else f"exit {process.returncode}"
+                    raise BackendUnavailable(self.name, f"its worker ended at start: {reason}")
         except TimeoutError:
             process.kill()
             raise BackendUnavailable(self.name, f"its worker did not start within {START_TIMEOUT_S:g} s") from None

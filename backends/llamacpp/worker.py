@@ -73,8 +73,9 @@ async def serve(options: argparse.Namespace, key: str) -> None:
         timeout_keep_alive=3600,  # the gateway decides; a server that closes first races with the next request
         timeout_graceful_shutdown=5,
     )
-    print(msgspec.json.encode(_ready(scheduler.engine)).decode(), flush=True)
-    if not options.with_parent:
+    if options.with_parent:
+        print(msgspec.json.encode(_ready(scheduler.engine)).decode(), flush=True)
+    else:
         log.info("serving %s on %s", name, options.socket or f"http://{options.host}:{options.port}/v1")
     await uvicorn.Server(config).serve(sockets=[listener])
     scheduler.close()
@@ -84,7 +85,7 @@ def _engine(options: argparse.Namespace) -> Engine:
     engine = Engine(
         options.model,
         context_tokens=options.context_tokens,
-        threads=options.threads or os.cpu_count() or 1,
+        threads=options.threads or default_threads(os.cpu_count() or 1),
         gpu_layers=options.gpu_layers,
         embeddings=options.serves == "embeddings",
     )
@@ -92,6 +93,11 @@ def _engine(options: argparse.Namespace) -> Engine:
     if info.context_tokens > info.trained_tokens > 0 and options.serves == "chat":
         log.warning("context of %d tokens, but the model was trained with %d", info.context_tokens, info.trained_tokens)
     return engine
+
+
+def default_threads(cores: int) -> int:
+    """One core stays free: threads that wait for each other at every step stand still when one of them does."""
+    return max(1, cores - 1)
 
 
 def _ready(engine: Engine) -> dict[str, Any]:
@@ -107,7 +113,10 @@ def _ready(engine: Engine) -> dict[str, Any]:
 def _listen(options: argparse.Namespace) -> socket.socket:
     """Bound and listening here, because a server library would give a Unix socket its own, wider, mode."""
     if options.socket is None:
-        return socket.create_server((options.host, options.port))
+        try:
+            return socket.create_server((options.host, options.port))
+        except OSError as exc:
+            sys.exit(f"cannot listen on {options.host}:{options.port}: {exc.strerror}; choose another with --port")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -119,7 +128,8 @@ def _listen(options: argparse.Namespace) -> socket.socket:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # past Python's buffer, whose lock would outlive the interpreter
+        pass
     os._exit(0)  # nobody is left to answer to
 
 

@@ -1,5 +1,6 @@
 """`chasqui chat`: a streaming conversation in the terminal, through the official SDK like any other client."""
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,22 @@ if TYPE_CHECKING:
 @click.argument("message", required=False)
 @click.option("--model", default="guide", show_default=True)
 @click.option("--system", help="A system message for the whole conversation.")
-@click.option("--base-url", envvar="CHASQUI_BASE_URL", default="http://127.0.0.1:8000/v1", show_default=True)
+@click.option(
+    "--base-url",
+    envvar="CHASQUI_BASE_URL",
+    help="[default: http://127.0.0.1:8000/v1, with CHASQUI_PORT if that is set]",
+)
 @click.option("--key", envvar=["CHASQUI_API_KEY", "OPENAI_API_KEY"], help="Your key; better through CHASQUI_API_KEY.")
 @click.option("--max-tokens", type=int, default=512, show_default=True)
 def command(
-    message: str | None, model: str, system: str | None, base_url: str, key: str | None, max_tokens: int
+    message: str | None, model: str, system: str | None, base_url: str | None, key: str | None, max_tokens: int
 ) -> None:
     """Talk to a model. With MESSAGE: one answer. Without: a conversation, ended by an empty line or Ctrl-D."""
     if not key:
         stop("no key: set CHASQUI_API_KEY, or create one with `chasqui keys create --name me`")
     import openai
 
+    base_url = base_url or f"http://127.0.0.1:{os.environ.get('CHASQUI_PORT') or 8000}/v1"
     client = openai.OpenAI(base_url=base_url, api_key=key)
     turns: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
     try:

@@ -1,11 +1,16 @@
 """`chasqui keys`: on the database itself, so it works whether or not a gateway runs."""
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from gateway.cli.common import config_option, load_or_stop, opened_keys, run
+
+if TYPE_CHECKING:
+    from policies.keys import KeyRow
 
 
 @click.group("keys")
@@ -49,11 +54,17 @@ def list_keys(config: Path | None) -> None:
             while rows := await keys.list(limit=1000, after=after):
                 for row in rows:
                     created = datetime.fromtimestamp(row.created_at, UTC).strftime("%Y-%m-%d %H:%M")
-                    table.add_row(row.id, row.name, row.role, created, "disabled" if row.disabled else "active")
+                    table.add_row(row.id, row.name, row.role, created, _state(row))
                 after = rows[-1].id
             Console().print(table)
 
     run(work)
+
+
+def _state(row: "KeyRow") -> str:
+    if row.disabled:
+        return "disabled"
+    return "expired" if row.expires_at is not None and row.expires_at <= time.time() else "active"
 
 
 def _changing(verb: str, words: str, **changes: bool) -> None:

@@ -7,11 +7,17 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from gateway.cli.common import config_option, load_or_stop, stop
 from gateway.settings import Loaded
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from policies.keys import Keys
 
 STARTED_S = time.perf_counter()
 
@@ -49,18 +55,23 @@ async def serve(loaded: Loaded, listener: socket.socket) -> None:
     from backends.errors import ModelFileUnusable
     from gateway.app import create_app
     from gateway.database import DatabaseUnusable, open_database
+    from gateway.errors import StoreUnavailable
+    from gateway.server import Protocol
     from policies.errors import PromptInvalid
 
     try:
         loaded.home.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        stop(f"{loaded.home} cannot be used as `home`: {exc.strerror}; choose another with CHASQUI_HOME or `home:`")
+    try:
         database = await open_database(loaded.settings.store.url)
         app = create_app(loaded, database)
-        admin_key = await first_admin_key(loaded, app)
-    except (DatabaseUnusable, ModelFileUnusable, PromptInvalid, OSError) as exc:
+        app.services.journal.open()  # here, where a failure is one line
+    except (DatabaseUnusable, ModelFileUnusable, PromptInvalid, StoreUnavailable) as exc:
         stop(str(exc))
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -74,17 +85,18 @@ async def serve(loaded: Loaded, listener: socket.socket) -> None:
         lambda *_: logging.getLogger("chasqui").warning("reloading is not built yet; restart to apply changes"),
     )
     server = uvicorn.Server(config)
-    announcing = asyncio.create_task(announce(server, listener, admin_key))
+    announcing = asyncio.create_task(announce(server, listener, loaded, app.services.keys))
     await server.serve(sockets=[listener])
     announcing.cancel()
     if not server.started:
         sys.exit(1)
 
 
-async def announce(server: object, listener: socket.socket, admin_key: str | None) -> None:
-    """Said once the socket answers; the key first, because it is said only this once."""
-    while not server.started:  # type: ignore[attr-defined]  # noqa: ASYNC110 - uvicorn offers a flag, no event
+async def announce(server: "uvicorn.Server", listener: socket.socket, loaded: Loaded, keys: "Keys") -> None:
+    """Said once the socket answers; the key first, because it is made and said only this once."""
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
         await asyncio.sleep(0.005)
+    admin_key = await first_admin_key(loaded, keys)
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - shown, not bound
     address = f"http://{shown}:{port}"
@@ -100,12 +112,11 @@ def curl_line(address: str, key: str) -> str:
     return f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
 
 
-async def first_admin_key(loaded: Loaded, app: object) -> str | None:
+async def first_admin_key(loaded: Loaded, keys: "Keys") -> str | None:
     """A new key where neither the environment nor the database has one for an administrator."""
-    from policies.keys import Keys, NewKey
+    from policies.keys import NewKey
     from policies.roles import ADMIN
 
-    keys: Keys = app.services.keys  # type: ignore[attr-defined]
     if loaded.admin_key is not None or await keys.admin_exists(ADMIN.name):
         return None
     _, secret = await keys.create(NewKey("admin", ADMIN.name))
@@ -120,6 +131,7 @@ def listen(loaded: Loaded) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((server.host, server.port))
+        listener.listen(2048)  # binding alone would let two starts at the same moment both succeed
     except OSError as exc:
         stop(
             f"cannot listen on {server.host}:{server.port}: {exc.strerror}; choose another with --port, or stop what uses it"

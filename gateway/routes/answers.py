@@ -30,9 +30,16 @@ def exchange_of(request: Request[Any, Any, Any]) -> Exchange:
 async def body_of(request: Request[Any, Any, Any]) -> Body:
     """
     Raises:
-        BodyTooLarge, InvalidRequest, ClientGone
+        BodyTooLarge, RequestTimeout, InvalidRequest, ClientGone
     """
-    return Body(await read_body(cast(Receive, request.receive), limit_bytes=services_of(request).max_body_bytes))
+    announced = request.headers.get("content-length", "0")
+    return Body(
+        await read_body(
+            cast(Receive, request.receive),
+            limit_bytes=services_of(request).max_body_bytes,
+            announced_bytes=int(announced) if announced.isdigit() else 0,
+        )
+    )
 
 
 async def read_as(request: Request[Any, Any, Any], type_: type[T]) -> T:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from litestar import Request, Response, get
+from litestar import HttpMethod, Request, Response, get, route
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -13,12 +13,14 @@ from gateway.routes.answers import services_of
 STORE_TIMEOUT_S = 1.0
 
 
-@get("/health", tags=["Operation"], summary="The process lives")
+@route("/health", http_method=[HttpMethod.GET, HttpMethod.HEAD], tags=["Operation"], summary="The process lives")
 async def health() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-@get("/health/ready", tags=["Operation"], summary="Requests can be served")
+@route(
+    "/health/ready", http_method=[HttpMethod.GET, HttpMethod.HEAD], tags=["Operation"], summary="Requests can be served"
+)
 async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """503 only when the store fails; a backend or a collection that is not there makes it `degraded`."""
     services = services_of(request)
@@ -27,6 +29,8 @@ async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
         async with asyncio.timeout(STORE_TIMEOUT_S), services.database.connect() as connection:
             await connection.execute(text("SELECT 1"))
     except (SQLAlchemyError, OSError, TimeoutError):
+        store = "failed"
+    if services.journal.failing:
         store = "failed"
     backends = {name: backend.status() for name, backend in services.backends.items()}
     collections = {name: searcher.state for name, searcher in services.searchers.items()}

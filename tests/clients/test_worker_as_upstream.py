@@ -40,8 +40,9 @@ def tcp_worker(model: Path, *arguments: str) -> Iterator[str]:
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"KEY": KEY}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
-        assert b'"ready":true' in process.stdout.readline()
+        assert process.stderr is not None
+        while b"serving" not in (line := process.stderr.readline()):
+            assert line, "the worker ended"
         try:
             yield f"http://127.0.0.1:{port}/v1"
         finally:

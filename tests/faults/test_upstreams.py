@@ -196,6 +196,13 @@ BEFORE: list[tuple[str, Callable[[Received, Line], None], int, str]] = [
         502,
         "upstream_error",
     ),
+    (
+        "not UTF-8",
+        lambda request, line: line.answer(200, answer_of("x").replace(b'"c1"', b'"\xff"')),
+        502,
+        "upstream_error",
+    ),
+    ("an object without choices", lambda request, line: line.answer(200, b"{}"), 502, "upstream_error"),
     ("not HTTP", lambda request, line: line.send(b"\x00\x01nonsense\r\n\r\n"), 502, "upstream_error"),
 ]
 
@@ -381,3 +388,31 @@ def test_an_upstream_that_gives_too_few_embeddings_is_an_error_and_nothing_is_ca
     provider.script = lambda request, line: line.answer(200, b'{"data": [], "usage": {"prompt_tokens": 1}}')
     for _ in range(2):
         assert http.post("/v1/embeddings", json={"model": "embed", "input": ["zz"]}).status_code == 502
+
+
+def test_usage_that_cannot_be_is_not_believed(http: httpx.Client, provider: Provider) -> None:
+    usage = {"prompt_tokens": -5, "completion_tokens": 10**30, "total_tokens": 1}
+    provider.script = lambda request, line: line.answer(200, answer_of("hello", usage=usage))
+    assert ask(http, stream=False).status_code == 200
+    assert "chasqui_tokens_total" in http.get("/metrics").text
+
+
+def test_comments_alone_are_no_answer(http: httpx.Client, provider: Provider) -> None:
+    stop = threading.Event()
+
+    def script(request: Received, line: Line) -> None:
+        line.start_stream()
+        while not stop.wait(0.05):
+            line.chunk(b": still here\n\n")
+
+    provider.script = script
+    answer = ask(http, stream=True)
+    stop.set()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "backend_timeout")
+
+
+def test_no_address_of_an_upstream_reaches_a_client(http: httpx.Client, upstream: Upstream, provider: Provider) -> None:
+    provider.script = lambda request, line: line.send(b"nonsense\r\n\r\n")
+    for answer in (ask(http, stream=False), http.post(CHAT, json=ASK | {"model": "nowhere"})):
+        assert "127.0.0.1" not in answer.text
+        assert str(upstream.port) not in answer.text

@@ -129,6 +129,9 @@ def test_lists_are_pages_newest_first(gateway: Gateway) -> None:
         ({"name": "x", "limits": [{"per": "1h", "cost_usd": 1}]}, "limits.0.cost_usd"),
         ({"name": "x", "models": "guide"}, "models"),
         ({"name": "x", "log_content": "on"}, None),
+        ({"name": "x", "expires_at": 2**63}, "expires_at"),
+        ({"name": "x", "expires_at": -5}, "expires_at"),
+        ({"name": "a\n\x1b[31m"}, "name"),
         ({"name": "x", "metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ],
 )
@@ -169,3 +172,8 @@ def answers(client: httpx.Client, status: int) -> float:
     while client.get("/v1/models").status_code != status:
         pass
     return time.monotonic() - started
+
+
+def test_a_key_may_be_made_disabled(gateway: Gateway) -> None:
+    with gateway.sdk(gateway.new_key(disabled=True)) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()

@@ -1,6 +1,7 @@
 """Every input is hostile or unlucky. The answer is a clear error in OpenAI's shape: never a traceback, a 500 or a hang."""
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -105,6 +106,7 @@ def test_bodies_that_are_not_what_they_should_be(http: httpx.Client, path: str, 
         ({"model": "pirate", "prompt": {"variables": {"unknown": 1}}}, "invalid_value", None),
         ({"model": "pirate", "prompt": {"id": "other"}}, "invalid_value", "prompt.id"),
         ({"model": "minilm"}, "invalid_value", "model"),
+        ({"model": "handbook", "messages": [{"role": "user", "content": " "}]}, "invalid_value", "messages"),
     ],
 )
 def test_chat_fields_that_are_missing_wrong_or_not_supported(
@@ -140,6 +142,7 @@ def test_a_refusal_keeps_its_status_in_streams_too(http: httpx.Client, stream: b
         ({"dimensions": 256}, "dimensions"),
         ({"dimensions": "many"}, "dimensions"),
         ({"model": "guide"}, "model"),
+        ({"model": "handbook"}, "model"),
     ],
 )
 def test_embedding_fields_that_are_wrong(http: httpx.Client, change: dict[str, Any], param: str) -> None:
@@ -160,7 +163,7 @@ def test_an_input_over_the_window_is_refused_with_the_counts(http: httpx.Client)
 
 def test_token_ids_that_are_no_text_are_refused(http: httpx.Client) -> None:
     answer = http.post("/v1/embeddings", json={"model": "minilm", "input": [10**9]})
-    check(answer, 400, "invalid_value")
+    check(answer, 400, "invalid_value", "input[0]")
 
 
 @pytest.mark.parametrize(
@@ -217,16 +220,32 @@ def test_nonsense_on_the_socket_leaves_the_gateway_alive(gateway: Gateway, http:
     host, port = gateway.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(data)
-        assert not connection.recv(4096).startswith(b"HTTP/1.1 5")
+        answer = connection.recv(4096)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "invalid_value"
     assert http.get("/health").status_code == 200
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(gateway: Gateway, http: httpx.Client) -> None:
+def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(gateway: Gateway) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\r\ncontent-length: 31457280\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
+    gateway: Gateway, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     host, port = gateway.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\r\ncontent-length: 1000\r\n\r\n"
         connection.sendall(head.encode() + b'{"model"')
-    assert http.get("/v1/models").status_code == 200
+    while not any(" 499 " in record.message for record in caplog.records):
+        assert http.get("/v1/models").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_lone_surrogates_and_odd_characters_do_not_break_anything(http: httpx.Client) -> None:
@@ -264,3 +283,20 @@ def test_the_error_body_is_json_whatever_was_accepted(http: httpx.Client) -> Non
     answer = http.get("/nowhere", headers={"accept": "text/html"})
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.text)["error"]["code"] == "not_found"
+
+
+def test_a_long_question_is_searched_by_what_the_embedding_model_can_read(http: httpx.Client) -> None:
+    question = "nothing of this matters " * 300 + "What was the station where runners waited called?"
+    answer = http.post(CHAT, json={"model": "handbook", "messages": [{"role": "user", "content": question}]})
+    assert answer.status_code == 200
+    assert "chaskiwasi" in answer.text
+
+
+def test_health_answers_head_requests(http: httpx.Client) -> None:
+    assert http.head("/health").status_code == 200
+    assert http.head("/health/ready").status_code == 200
+
+
+def test_too_many_answers_of_one_request_are_refused(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", json={"model": "guide", "prompt": ["a"] * 100, "n": 100, "max_tokens": 1})
+    check(answer, 400, "invalid_value", "n")

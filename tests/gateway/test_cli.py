@@ -189,3 +189,41 @@ def test_a_worker_on_tcp_refuses_to_start_without_a_key(synthetic_gguf: Path) ->
     result = chasqui("worker", "--model", str(synthetic_gguf), "--port", "0", "--key-env", "NO_SUCH_VARIABLE")
     assert result.returncode == 1
     assert "NO_SUCH_VARIABLE" in result.stderr
+
+
+def test_two_starts_on_one_port_at_the_same_moment_leave_one(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config), "--port", str(port)]
+    starts = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    while all(start.poll() is None for start in starts):
+        pass
+    loser, winner = sorted(starts, key=lambda start: start.poll() is None)
+    assert loser.returncode == 1
+    assert "cannot listen" in loser.communicate(timeout=20)[1]
+    winner.send_signal(signal.SIGINT)
+    winner.communicate(timeout=20)
+
+
+def test_an_admin_key_is_made_only_by_a_start_that_succeeds(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "journal").write_text("in the way")
+    failed = chasqui("serve", "--config", str(config), "--port", "0")
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) == 1
+    (tmp_path / "home" / "journal").unlink()
+    with serving(config) as (_, printed):
+        assert "The admin key, shown this once" in printed
+
+
+def test_a_configuration_that_contains_itself_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("a: &x [*x]\n")
+    result = chasqui("check", "--config", str(file))
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (1, 1)
+
+
+def test_a_port_that_is_no_number_is_blamed_on_its_variable(config: Path) -> None:
+    assert "CHASQUI_PORT is 'abc'" in chasqui("check", "--config", str(config), CHASQUI_PORT="abc").stderr

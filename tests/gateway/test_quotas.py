@@ -190,3 +190,17 @@ def wait_for_end(gateway: Gateway) -> list[End]:
         lines = [line for file in (gateway.home / "journal").iterdir() for line in read(file)]
         if ends := [line for line in lines if isinstance(line, End)]:
             return ends
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": ["a"] * 100, "max_tokens": 300}, {"prompt": ["a"] * 10, "n": 10, "max_tokens": 300}]
+)
+def test_every_prompt_of_a_legacy_completion_counts(limited: Gateway, change: dict[str, object]) -> None:
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 500}])) as http:
+        assert http.post("/v1/completions", json={"model": "guide"} | change).status_code == 429
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": -(10**9)}, {"n": -(10**6), "max_tokens": 500}, {"max_tokens": 500}])
+def test_numbers_below_zero_hold_no_less_for_an_upstream(limited: Gateway, change: dict[str, object]) -> None:
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 100}])) as http:
+        assert http.post(CHAT, json={"model": "up", "messages": []} | change).status_code == 429

@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -252,7 +253,7 @@ async def test_a_new_collection_waits_until_its_backend_answers(house: House, ca
     with caplog.at_level(logging.WARNING):
         await run_until_ready(ingestion, name="docs", delays_s=(0,))
     assert house.searcher.ready
-    assert [record.message for record in caplog.records if "waits for its embedding backend" in record.message]
+    assert [record.message for record in caplog.records if "cannot be indexed yet" in record.message]
     assert (await house.catalog.counts("docs"))[0] == 3
 
 
@@ -262,3 +263,10 @@ async def test_a_collection_without_files_is_ready_and_empty(house: House) -> No
     assert (await house.ingest())[0] == Report(0, 0, 0, 0)
     assert house.searcher.ready
     assert await house.best("llamas") == ""
+
+
+async def test_a_file_name_that_is_no_text_is_read_like_any_other(house: House) -> None:
+    (house.root / "docs" / os.fsdecode(b"bad\xff.md")).write_bytes(b"# Condors\n\nCondors circle over the pass.")
+    report, _ = await house.ingest()
+    assert (report.added, report.failed) == (4, 0)
+    assert "Condors" in await house.best("condors")

@@ -15,6 +15,8 @@ from policies.roles import KINDS
 from policies.settings import LimitSettings
 
 MAX_METADATA_PAIRS = 16
+MAX_TIME_S = 253_402_300_799
+"""The end of the year 9999."""
 
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 
@@ -22,21 +24,23 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 class KeyFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What may be said about a key. Times are Unix seconds; lists are globs that narrow the role's."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | msgspec.UnsetType = msgspec.UNSET
+    name: (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")] | msgspec.UnsetType
+    ) = msgspec.UNSET
     role: str | msgspec.UnsetType = msgspec.UNSET
     limits: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
     models: list[str] | msgspec.UnsetType | None = msgspec.UNSET
     collections: list[str] | msgspec.UnsetType | None = msgspec.UNSET
     prompts: list[str] | msgspec.UnsetType | None = msgspec.UNSET
     paths: list[str] | msgspec.UnsetType | None = msgspec.UNSET
-    expires_at: int | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_S)] | msgspec.UnsetType | None = msgspec.UNSET
     metadata: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 @post("/admin/keys", guards=[needs_key], status_code=201, tags=["Administration"], summary="Create a key")
 async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """`{name, role?, limits?, models?, collections?, prompts?, paths?, expires_at?, metadata?}`; `key` is shown this once."""
+    """`{name, role?, limits?, models?, collections?, prompts?, paths?, expires_at?, metadata?, disabled?}`; `key` is shown this once."""
     fields = await read_as(request, KeyFields)
     if fields.name is msgspec.UNSET:
         raise InvalidRequest("Missing required parameter: 'name'.", param="name", code="missing_required_parameter")
@@ -47,6 +51,7 @@ async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
         limits=tuple(limits_of(fields)),
         narrowed=_narrowed(fields),
         metadata=metadata_of(fields),
+        disabled=fields.disabled is True,
     )
     row, secret = await services_of(request).keys.create(new)
     return key_object(row) | {"key": secret}
