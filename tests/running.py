@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import uvicorn
+import uvloop
 import yaml
 
 from gateway.app import create_app
@@ -75,7 +76,7 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
             state["failure"] = exc
             ready.set()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread = threading.Thread(target=lambda: uvloop.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(30), "the gateway did not start"
     if "failure" in state:
