@@ -140,7 +140,7 @@ def best_sentences(question: str, passages: Sequence[Passage], *, limit: int = M
 
 def _weight(text: str) -> float:
     """Prose answers a question; code and rows of tables mostly name its words."""
-    return 0.4 if text.startswith(("```", "~~~")) else 0.6 if text.startswith("|") else 1.0
+    return 0.7 if text.startswith(("```", "~~~")) else 0.5 if text.startswith("|") else 1.0
 
 
 def compose(sentences: Sequence[Sentence], passages: Sequence[Passage]) -> str:
