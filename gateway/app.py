@@ -21,9 +21,10 @@ from gateway.lifespan import lifespan
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
-from gateway.routes.chat import chat, completions
-from gateway.routes.embeddings import embeddings
+from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
+from gateway.routes.embeddings import EMBEDDINGS, embeddings
 from gateway.routes.health import health, metrics, ready
+from gateway.routes.hot import HotPath
 from gateway.routes.models import get_model, list_models
 from gateway.schema_page import SchemaPage
 from gateway.services import Services
@@ -43,6 +44,8 @@ from retrieval.index import make_index
 from retrieval.ingestion import Ingestion
 from retrieval.lexical import LexicalIndex
 from retrieval.search import Searcher
+
+HOT = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/embeddings": EMBEDDINGS}
 
 ROUTES = [
     chat, completions, embeddings, list_models, get_model, health, ready, metrics,
@@ -72,7 +75,7 @@ def create_app(loaded: Loaded, database: AsyncEngine, *, connect: Connect = conn
         request_max_body_size=None,  # `read_body` stops at the configured limit, before anything is decoded
     )
     app.state.services = services
-    return Telemetry(app, services)
+    return Telemetry(HotPath(app, HOT), services)
 
 
 def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect) -> Services:

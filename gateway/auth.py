@@ -27,7 +27,7 @@ def authenticate(scope: Any, keys: Keys) -> Caller:
     return caller
 
 
-def needs_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Litestar guard: the exchange knows its caller from here on."""
+async def needs_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Litestar guard: the exchange knows its caller from here on. Async, because Litestar sends sync ones to a thread."""
     exchange: Exchange = connection.scope["exchange"]  # type: ignore[typeddict-item]
     exchange.caller = authenticate(connection.scope, connection.app.state.services.keys)

@@ -175,12 +175,18 @@ def _explain_framework(exc: HTTPException) -> Failure:
     return Failure(meaning, message, param, allow)
 
 
-def answer_failure(request: Request[Any, Any, Any], exc: Exception) -> Response[dict[str, Any]]:
-    """Litestar's handler for every exception, its own included."""
+def explain_to(exchange: Exchange, exc: BaseException) -> Failure:
+    """`explain`, with what the log and the metrics should know; a bug's cause goes to the log here."""
     failure = explain(exc)
     if failure.meaning is BUG:
-        log.error("bug in %s", request.url.path, exc_info=exc)
-    exchange: Exchange = request.scope["exchange"]  # type: ignore[typeddict-item]
-    headers = exchange.headers() | failure.headers
+        log.error("bug in %s, %s", exchange.path, exchange.id, exc_info=exc)
     exchange.error = failure.meaning.code
+    return failure
+
+
+def answer_failure(request: Request[Any, Any, Any], exc: Exception) -> Response[dict[str, Any]]:
+    """Litestar's handler for every exception, its own included."""
+    exchange: Exchange = request.scope["exchange"]  # type: ignore[typeddict-item]
+    failure = explain_to(exchange, exc)
+    headers = exchange.headers() | failure.headers
     return Response(failure.body, status_code=failure.meaning.status, headers=headers, media_type="application/json")

@@ -45,6 +45,8 @@ class Exchange:
     error: str = ""
     """The code of the failure that the caller was told, or empty."""
     status: int = 0
+    head_sent: bool = False
+    """The answer's status and headers are out."""
 
     def headers(self) -> dict[str, str]:
         """What the answer's head says about it."""

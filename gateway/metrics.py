@@ -1,6 +1,7 @@
 """What Prometheus scrapes. Label values come from the configuration, never from a request: unknown names are `other`."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -40,6 +41,7 @@ class Metrics:
     def __init__(self, *, models: Iterable[str], backends: Iterable[str], errors: Iterable[str]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per series, which no dashboard reads
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[object, ...], Any] = {}
         self._models = frozenset(models)
         self._backends = frozenset(backends)
         self._errors = frozenset(errors)
@@ -75,24 +77,32 @@ class Metrics:
             "chasqui_collection_chunks", "Chunks in the index.", ["collection"], registry=self.registry
         )
 
+    def _child(self, family: Any, *labels: str) -> Any:
+        """A series; looking it up in its family costs a lock and a check of every label, so it is kept."""
+        key = (id(family), *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = family.labels(*labels)
+        return child
+
     def request(
         self, *, operation: str, model: str, backend: str | None, status: int, outcome: str, seconds: float, error: str
     ) -> None:
         model = model if model in self._models else OTHER
         backend = backend if backend in self._backends else "none"
         error = error if error in self._errors or not error else OTHER
-        self._requests.labels(operation, model, backend, str(status), outcome).inc()
-        self._duration.labels(operation, model, error).observe(seconds)
+        self._child(self._requests, operation, model, backend, str(status), outcome).inc()
+        self._child(self._duration, operation, model, error).observe(seconds)
 
     def first_byte(self, *, operation: str, model: str, stream: bool, seconds: float, overhead_s: float) -> None:
         if stream:
-            self._first_token.labels(operation, model if model in self._models else OTHER).observe(seconds)
-        self._overhead.labels(operation).observe(overhead_s)
+            self._child(self._first_token, operation, model if model in self._models else OTHER).observe(seconds)
+        self._child(self._overhead, operation).observe(overhead_s)
 
     def tokens(self, *, model: str, input_tokens: int, output_tokens: int) -> None:
         model = model if model in self._models else OTHER
-        self._tokens.labels(model, "input").inc(input_tokens)
-        self._tokens.labels(model, "output").inc(output_tokens)
+        self._child(self._tokens, model, "input").inc(input_tokens)
+        self._child(self._tokens, model, "output").inc(output_tokens)
 
     def cache(self, *, hits: int, misses: int) -> None:
         self._cache.labels("hit").inc(hits)

@@ -8,12 +8,11 @@ from typing import Any
 
 from backends.asgi import Message, Receive, Send, send_json
 from gateway.bookkeeping import LEFT
-from gateway.errors import HeadersTooLarge, explain
+from gateway.errors import HeadersTooLarge, explain, explain_to
 from gateway.exchange import Exchange
 from gateway.services import Services
 
 access_log = logging.getLogger("chasqui.access")
-log = logging.getLogger("chasqui")
 
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -25,7 +24,7 @@ QUIET = frozenset({"/health", "/health/ready", "/metrics"})
 
 
 class Telemetry:
-    """ASGI around the application. `scope["exchange"]` is the request's `Exchange`."""
+    """ASGI around the application. `scope["exchange"]` is the request's `Exchange`, `scope["services"]` everything that was built."""
 
     def __init__(self, app: Any, services: Services, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.services = services
@@ -41,12 +40,12 @@ class Telemetry:
             name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in CROSSING_FORTH
         }
         exchange = Exchange(f"req_{uuid.uuid4().hex}", scope["path"], self._clock(), crossing)
-        scope["exchange"] = exchange
+        scope["exchange"], scope["services"] = exchange, self.services
         name = (b"x-request-id", exchange.id.encode())
 
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
+                exchange.status, exchange.head_sent = message["status"], True
                 headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
                 message["headers"] = [*headers, name]
             await send(message)
@@ -58,13 +57,10 @@ class Telemetry:
                 await send_json(named_send, failure.meaning.status, failure.body)
             else:
                 await self._app(scope, receive, named_send)
-        except (
-            Exception
-        ) as exc:  # the edge of a request: what slipped through everything must not end the connection's task
-            log.exception("bug in %s", exchange.path)
-            exchange.error = explain(exc).meaning.code
-            if not exchange.status:
-                await send_json(named_send, 500, explain(exc).body)
+        except Exception as exc:  # noqa: BLE001 - the last net: what slipped through everything must not end the connection's task
+            failure = explain_to(exchange, exc)
+            if not exchange.head_sent:
+                await send_json(named_send, failure.meaning.status, failure.body)
         finally:
             self._metrics.in_flight.dec()
             self._observe(scope["method"], exchange)

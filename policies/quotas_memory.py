@@ -19,20 +19,23 @@ class Window:
     def __init__(self, per_s: float) -> None:
         self._width_s = per_s / SLICES
         self._slices: dict[int, int] = {}  # number of the slice -> used in it; in order, because time only goes forward
+        self._total = 0
 
     def slice_at(self, now_s: float) -> int:
         return math.floor(now_s / self._width_s)
 
     def used(self, now_s: float) -> int:
         oldest = self.slice_at(now_s) - SLICES
-        for number in [number for number in self._slices if number < oldest]:
-            del self._slices[number]
-        return sum(self._slices.values())
+        while self._slices and (first := next(iter(self._slices))) < oldest:
+            self._total -= self._slices.pop(first)
+        return self._total
 
     def add(self, slice_number: int, amount: int) -> None:
         """Only to the present slice, or less of one that was charged before; one that has expired is past correcting."""
         if amount > 0 or slice_number in self._slices:
-            self._slices[slice_number] = max(0, self._slices.get(slice_number, 0) + amount)
+            before = self._slices.get(slice_number, 0)
+            after = self._slices[slice_number] = max(0, before + amount)
+            self._total += after - before
 
     def free_in_s(self, now_s: float, amount: int) -> float:
         """Seconds until at least `amount` of what is used now has expired."""
@@ -44,8 +47,10 @@ class Window:
         return 0.0
 
     def reset_in_s(self, now_s: float) -> float:
-        used = [number for number, amount in self._slices.items() if amount]
-        return max(0.0, self._expires_s(used[-1]) - now_s) if used else 0.0
+        for number in reversed(self._slices):
+            if self._slices[number]:
+                return max(0.0, self._expires_s(number) - now_s)
+        return 0.0
 
     def _expires_s(self, number: int) -> float:
         return (number + SLICES + 1) * self._width_s

@@ -1,25 +1,40 @@
 """POST /v1/chat/completions and /v1/completions."""
 
-from typing import Any
+from contextlib import aclosing
 
-from litestar import Request, post
+from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.auth import needs_key
-from gateway.routes.answers import body_of, exchange_of, generated, services_of
+from backends.asgi import Send, send_start
+from backends.wire import Body
+from gateway.exchange import Exchange
+from gateway.pipeline import Head, Piece
+from gateway.routes.hot import HotRoute
+from gateway.services import Services
 
 
-@post("/v1/chat/completions", guards=[needs_key], status_code=200, tags=["OpenAI"], summary="Chat completion")
-async def chat(request: Request[Any, Any, Any]) -> ASGIApp:
+async def generate(services: Services, exchange: Exchange, body: Body, send: Send) -> None:
+    """A pipeline's pieces, onto the wire."""
+    async with aclosing(services.pipeline.answer(exchange, body)) as pieces:
+        async for piece in pieces:
+            match piece:
+                case Head():
+                    await send_start(send, 200, piece.headers)
+                case Piece():
+                    await send({"type": "http.response.body", "body": piece.raw, "more_body": not piece.last})
+
+
+CHAT = HotRoute("chat", generate)
+COMPLETIONS = HotRoute("text_completion", generate)
+
+
+@post("/v1/chat/completions", status_code=200, tags=["OpenAI"], summary="Chat completion")
+async def chat() -> ASGIApp:
     """As OpenAI. `model` is any name of `GET /v1/models`; unknown fields go to the backend as they came."""
-    exchange = exchange_of(request)
-    exchange.operation = "chat"
-    return generated(services_of(request).pipeline, exchange, await body_of(request))
+    return CHAT  # type: ignore[return-value]
 
 
-@post("/v1/completions", guards=[needs_key], status_code=200, tags=["OpenAI"], summary="Legacy completion")
-async def completions(request: Request[Any, Any, Any]) -> ASGIApp:
+@post("/v1/completions", status_code=200, tags=["OpenAI"], summary="Legacy completion")
+async def completions() -> ASGIApp:
     """As OpenAI; templates and collections apply here too."""
-    exchange = exchange_of(request)
-    exchange.operation = "text_completion"
-    return generated(services_of(request).pipeline, exchange, await body_of(request))
+    return COMPLETIONS  # type: ignore[return-value]
