@@ -25,7 +25,7 @@ from backends.transport import (
     Transport,
     TransportError,
 )
-from backends.wire import Chunk, Usage, read_chunk, rename_model
+from backends.wire import Chunk, Usage, choices_of, read_chunk, rename_model
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
@@ -92,7 +92,7 @@ class Relay:
         options = call.body.read("stream_options", dict[str, Any], {})
         withhold = self._ask_usage and not options.get("include_usage")
         body = call.body.replace(stream_options=options | {"include_usage": True}) if withhold else call.body
-        progress = _Progress(call.body.read("n", int, 1), asyncio.get_running_loop().time())
+        progress = _Progress(choices_of(call.body), asyncio.get_running_loop().time())
         async with (
             self._reply(call, body.raw, accept="text/event-stream") as reply,
             aclosing(self._frames(reply)) as frames,
@@ -308,7 +308,7 @@ class _Progress:
 
     @property
     def complete(self) -> bool:
-        return self.done or (len(self._open) >= max(1, self._wanted) and not any(self._open.values()))
+        return self.done or (len(self._open) >= self._wanted and not any(self._open.values()))
 
 
 def _is_text(body: bytes) -> bool:

@@ -120,6 +120,17 @@ class Body:
         return copy
 
 
+def choices_of(body: Body) -> int:
+    """How many answers a body asks for: `n` for each prompt, of which a legacy completion may have many.
+
+    Raises:
+        InvalidRequest: `n` is no whole number.
+    """
+    prompts: Any = body.read("prompt", object) if "messages" not in body else None
+    many = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
+    return max(1, body.read("n", int, 1)) * (len(prompts) if many else 1)
+
+
 class Delta(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None

@@ -1,7 +1,6 @@
 """From a client's body to the calls that backends get: template, passages, and the hold on tokens, per attempt."""
 
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,13 @@ import msgspec
 
 from backends.base import CHAT, Backend, Call, PromptSize
 from backends.encodings import Encodings
-from backends.errors import BackendError, BackendUnavailable, InvalidRequest
+from backends.errors import InvalidRequest
 from backends.quote import question_of
-from backends.wire import Body
+from backends.wire import Body, choices_of
 from gateway.bookkeeping import Bookkeeping
 from gateway.exchange import Exchange
 from gateway.targets import Target, Targets
+from gateway.tries import Tries
 from policies.errors import QuotaExceeded
 from policies.prompts import apply
 from policies.routing import Station
@@ -45,16 +45,8 @@ class Question:
     target: Target
     body: Body
     """The client's, with the template applied and our own fields taken out."""
-    stations: deque[Station]
-    """Those that have not been asked yet."""
+    tries: Tries
     found: Sequence[Found] = ()
-    last_failure: BackendError | None = None
-
-    @property
-    def failure(self) -> BackendError:
-        """Why nobody answered."""
-        name = self.target.settings.name
-        return self.last_failure or BackendUnavailable(name, "no backend of its route may be used for this request")
 
 
 class Attempts:
@@ -80,21 +72,21 @@ class Attempts:
         refuse_extensions(body)
         if not chat and (target.prompt is not None or target.settings.collections):
             require_one_prompt(body)
-        stations = self._stations(exchange, target)
+        tries = Tries(exchange.model, self._stations(exchange, target), retries=target.settings.retries)
         found = await self._search(exchange, target, body)
         rendered = self._render(target, body, chat=chat)
-        return Question(target, rendered, stations, found)
+        return Question(target, rendered, tries, found)
 
-    def _stations(self, exchange: Exchange, target: Target) -> deque[Station]:
+    def _stations(self, exchange: Exchange, target: Target) -> list[Station]:
         """The caller's part of the route; passages that must stay here are shown to local engines only."""
         assert exchange.caller is not None
         stations = self._targets.stations(target, exchange.caller)
         if not any(self._collections[name].local_only for name in target.settings.collections):
-            return deque(stations)
+            return stations
         for station in stations:
             if not self._backends[station.backend].local:
                 log.warning("%s: '%s' is local_only, so %s is not asked", exchange.id, exchange.model, station.backend)
-        return deque(station for station in stations if self._backends[station.backend].local)
+        return [station for station in stations if self._backends[station.backend].local]
 
     async def prepare(self, exchange: Exchange, question: Question, station: Station) -> tuple[Backend, Call]:
         """The call for one station: named as that backend names it, with passages that fit, and tokens held for it.
@@ -176,7 +168,7 @@ class Attempts:
         self, exchange: Exchange, question: Question, backend: Backend, call: Call, size: PromptSize | None
     ) -> Call:
         """Hold prompt and longest answer. A local model is told to stop where the hold ends, so it never exceeds it."""
-        choices = _choices(call.body)
+        choices = choices_of(call.body)
         asked = _max_tokens(call.body)
         default = question.target.settings.default_max_tokens
         if backend.local and asked is None and default is not None and not backend.quotes:
@@ -238,13 +230,6 @@ def _max_tokens(body: Body) -> int | None:
         if (value := body.read(name, int)) is not None:
             return value if value >= 0 else None
     return 16 if "messages" not in body else None
-
-
-def _choices(body: Body) -> int:
-    """How many answers are asked for: `n` for each prompt, of which a legacy completion may have many."""
-    prompts: Any = body.read("prompt", object)
-    many = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
-    return max(1, body.read("n", int, 1)) * (len(prompts) if many else 1)
 
 
 def _ends_in_tool_result(body: Body) -> bool:

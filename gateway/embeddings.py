@@ -2,21 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from backends.base import EMBEDDINGS, Backend, Call
 from backends.encodings import EncodingMissing, Encodings
-from backends.errors import BackendError, BackendUnavailable, InvalidRequest
+from backends.errors import BackendError, InvalidRequest
 from backends.wire import Body, Usage
 from gateway.bookkeeping import Bookkeeping
 from gateway.exchange import Exchange
 from gateway.targets import Targets
+from gateway.tries import Tries
 from policies.errors import QuotaExceeded
-from policies.retries import deserves_another
 from policies.roles import Caller
+from policies.routing import Station
 from policies.token_counts import upper_bound
 from retrieval.embedding import Embedded, Embedder, render
 from retrieval.embedding_cache import EmbeddingCache
@@ -71,7 +72,12 @@ class Embeddings:
         with self._books.of(exchange):
             await self._books.admit(exchange)
             texts = await self._texts(body)
-            embedded = await self._embed(exchange, self._targets.stations(target, exchange.caller), texts, body)
+            tries = Tries(
+                exchange.model,
+                self._targets.stations(target, exchange.caller),
+                retries=target.settings.retries,
+            )
+            embedded = await self._embed(exchange, tries, texts, body)
             exchange.usage = Usage(embedded.prompt_tokens, 0)
             exchange.cache = _cache_word(embedded.hits, len(texts))
             self._books.count_cache(hits=embedded.hits, misses=len(texts) - embedded.hits)
@@ -81,32 +87,26 @@ class Embeddings:
             self._books.close(exchange)
             return Rendered(answer, exchange.headers())
 
-    async def _embed(self, exchange: Exchange, stations: Sequence[Any], texts: list[str], body: Body) -> Embedded:
-        failure: BackendError = BackendUnavailable(
-            exchange.model, "no backend of its route may be used for this request"
-        )
-        for station in stations:
-            exchange.attempts += 1
-            exchange.backend, exchange.backend_model = station.backend, station.model
-            waiting_since = self._clock()
-            try:
-                await self._hold(exchange, station.backend, texts, body)
-                self._books.begin(exchange)
-                call = Call(
-                    EMBEDDINGS,
-                    body.replace(model=station.model),
-                    exchange.id,
-                    exchange.model,
-                    headers=exchange.crossing,
-                )
-                return await self._embedders[station.backend].embed(texts, call, scope=self._scope(exchange.caller))
-            except BackendError as exc:
-                failure = exc
-                if not deserves_another(exc):
-                    break
-            finally:
-                exchange.waited_s += self._clock() - waiting_since
-        raise failure
+    async def _embed(self, exchange: Exchange, tries: Tries, texts: list[str], body: Body) -> Embedded:
+        waiting_since = self._clock()
+        try:
+            while (station := await tries.next()) is not None:
+                exchange.attempts += 1
+                exchange.backend, exchange.backend_model = station.backend, station.model
+                try:
+                    return await self._ask(exchange, station, texts, body)
+                except BackendError as failure:
+                    tries.failed(failure)
+            raise tries.failure
+        finally:
+            exchange.waited_s += self._clock() - waiting_since
+
+    async def _ask(self, exchange: Exchange, station: Station, texts: list[str], body: Body) -> Embedded:
+        await self._hold(exchange, station.backend, texts, body)
+        self._books.begin(exchange)
+        own = body.replace(model=station.model)
+        call = Call(EMBEDDINGS, own, exchange.id, exchange.model, headers=exchange.crossing)
+        return await self._embedders[station.backend].embed(texts, call, scope=self._scope(exchange.caller))
 
     async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:
         """As many tokens as there are bytes; counted only when that is too much, so that a hit wakes no worker."""

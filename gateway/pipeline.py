@@ -20,7 +20,6 @@ from gateway.bookkeeping import Bookkeeping
 from gateway.errors import explain
 from gateway.exchange import Exchange
 from gateway.targets import Targets
-from policies.retries import deserves_another
 
 
 class Head(NamedTuple):
@@ -82,10 +81,10 @@ class Pipeline:
             try:
                 return await backend.complete(call)
             except BackendError as failure:
-                question.last_failure = failure
+                question.tries.failed(failure)
             finally:
                 exchange.waited_s += self._clock() - waiting_since
-        raise question.failure
+        raise question.tries.failure
 
     async def _streamed(self, exchange: Exchange, question: Question) -> AsyncGenerator[Head | Piece, None]:
         async with AsyncExitStack() as stack:
@@ -116,24 +115,27 @@ class Pipeline:
                 await stack.enter_async_context(aclosing(events))
                 return first, events
             except StopAsyncIteration:
-                question.last_failure = UpstreamBroken(backend.name, "an empty stream")
+                question.tries.failed(UpstreamBroken(backend.name, "an empty stream"))
             except BackendError as failure:
-                question.last_failure = failure
+                question.tries.failed(failure)
             finally:
                 exchange.waited_s += self._clock() - waiting_since
-        raise question.failure
+        raise question.tries.failure
 
     async def _next_attempt(self, exchange: Exchange, question: Question) -> tuple[Backend, Call] | None:
-        """The next station of the route, prepared now that its turn has come; None: nobody is left to ask."""
-        while question.stations and (question.last_failure is None or deserves_another(question.last_failure)):
-            station = question.stations.popleft()
+        """The next station, prepared now that its turn has come; None: nobody is left to ask."""
+        while True:
+            waiting_since = self._clock()
+            station = await question.tries.next()
+            exchange.waited_s += self._clock() - waiting_since
+            if station is None:
+                return None
             exchange.attempts += 1
             exchange.backend, exchange.backend_model = station.backend, station.model
             try:
                 return await self._attempts.prepare(exchange, question, station)
             except BackendError as failure:
-                question.last_failure = failure
-        return None
+                question.tries.failed(failure)
 
     def _head(self, exchange: Exchange, headers: dict[str, str]) -> Head:
         exchange.overhead_s = self._clock() - exchange.started_s - exchange.waited_s

@@ -80,6 +80,8 @@ class RouteSettings(Settings):
     name: Name
     route: Annotated[list[Name | RouteEntry], Field(min_length=1)]
     strategy: Literal["order"] = "order"
+    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    """Extra attempts on the same backend before the next one, after pauses that grow and that honour Retry-After."""
     prompt: str | None = None
     default_max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of an answer where the client names no maximum: a local model stops there, for an upstream a quota holds them."""

@@ -54,6 +54,7 @@ def gateway(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ite
             {"name": "nowhere", "route": ["nowhere"]},
             {"name": "safe", "route": ["nowhere", {"backend": "far", "model": "upstream-model"}]},
             {"name": "embed", "route": ["far"]},
+            {"name": "stubborn", "route": [{"backend": "far", "model": "upstream-model"}], "retries": 2},
         ],
         "roles": [{"name": "default"}],
     }
@@ -416,3 +417,64 @@ def test_no_address_of_an_upstream_reaches_a_client(http: httpx.Client, upstream
     for answer in (ask(http, stream=False), http.post(CHAT, json=ASK | {"model": "nowhere"})):
         assert "127.0.0.1" not in answer.text
         assert str(upstream.port) not in answer.text
+
+
+def failing_first(times: int, failure: Callable[[Received, Line], None]) -> Callable[[Received, Line], None]:
+    left = [times]
+
+    def script(request: Received, line: Line) -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            failure(request, line)
+        elif request.json.get("stream"):
+            streamed(chunk_of("third", finish="stop"), "[DONE]", end=Line.end_stream)(request, line)
+        else:
+            line.answer(200, answer_of("third"))
+
+    return script
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "failure",
+    [error(500), error(429, headers={"retry_after": "0"}), lambda request, line: line.reset()],
+    ids=["500", "429 with retry-after", "reset"],
+)
+def test_a_backend_that_fails_twice_is_asked_a_third_time(
+    http: httpx.Client, provider: Provider, failure: Callable[[Received, Line], None], stream: bool
+) -> None:
+    provider.script = failing_first(2, failure)
+    answer = ask(http, stream=stream, model="stubborn")
+    assert (answer.status_code, answer.headers["x-chasqui-attempts"]) == (200, "3")
+    assert "third" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "attempts"),
+    [(error(500), 502, 3), (error(400), 400, 1), (error(429, headers={"retry_after": "11"}), 429, 1)],
+    ids=["too often", "the client's fault", "a retry-after above ten seconds"],
+)
+def test_what_is_not_retried(
+    http: httpx.Client, provider: Provider, failure: Callable[[Received, Line], None], status: int, attempts: int
+) -> None:
+    provider.script = failing_first(10, failure)
+    answer = ask(http, stream=False, model="stubborn")
+    assert (answer.status_code, answer.headers["x-chasqui-attempts"]) == (status, str(attempts))
+
+
+def test_nothing_is_retried_after_the_first_byte(http: httpx.Client, upstream: Upstream, provider: Provider) -> None:
+    provider.script = streamed(chunk_of("Hel"), "{nonsense", end=Line.end_stream)
+    before = len(upstream.received)
+    assert "error" in events(ask(http, stream=True, model="stubborn"))[-1]
+    assert len(upstream.received) == before + 1
+
+
+def test_a_list_of_prompts_is_complete_only_with_an_answer_to_each(http: httpx.Client, provider: Provider) -> None:
+    def script(request: Received, line: Line) -> None:
+        line.start_stream()
+        line.event({"id": "c", "model": "m", "choices": [{"index": 0, "text": "one", "finish_reason": "stop"}]})
+        line.end_stream()
+
+    provider.script = script
+    answer = http.post("/v1/completions", json={"model": "far", "prompt": ["a", "b"], "stream": True})
+    assert "error" in events(answer)[-1]

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import pytest
 
 from backends.errors import (
@@ -11,7 +13,7 @@ from backends.errors import (
     UpstreamBroken,
     UpstreamRefused,
 )
-from policies.retries import deserves_another
+from policies.retries import deserves_another, pause_s, retry_after_s
 
 
 def refused(status: int) -> UpstreamRefused:
@@ -41,3 +43,38 @@ def test_only_failures_that_are_not_the_requests_own_deserve_another_attempt(
     failure: BackendError, another: bool
 ) -> None:
     assert deserves_another(failure) is another
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        ("1.5", 1.5),
+        ("Thu, 01 Jan 2026 00:00:09 GMT", 9.0),
+        ("Wed, 31 Dec 2025 00:00:00 GMT", 0.0),
+    ]
+    + [(value, None) for value in (None, "", "soon", "-5", "1e400", "\u0663")],
+)
+def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
+    assert retry_after_s(value, NOW) == seconds
+
+
+def test_pauses_grow_to_a_limit_and_are_spread() -> None:
+    failure = UpstreamBroken("b", "500")
+    assert [pause_s(failure, failed=failed, jitter=1.0) for failed in (1, 2, 3, 20)] == [0.25, 0.5, 1.0, 10.0]
+    assert pause_s(failure, failed=1, jitter=0.0) == 0.125
+
+
+def test_what_the_upstream_asks_for_is_kept_unless_it_is_too_long() -> None:
+    def refused(status: int, retry_after: str | None) -> UpstreamRefused:
+        return UpstreamRefused("b", status, "m", type_="t", code=None, param=None, retry_after=retry_after)
+
+    assert pause_s(refused(429, "3"), failed=1, jitter=0.5, now=NOW) == 3.0
+    assert pause_s(refused(429, "10.5"), failed=1, jitter=0.5, now=NOW) is None
+    assert pause_s(refused(429, None), failed=1, jitter=1.0, now=NOW) == 0.25
+    assert pause_s(refused(400, "3"), failed=1, jitter=0.5, now=NOW) is None
+    assert pause_s(refused(404, None), failed=1, jitter=0.5, now=NOW) is None
