@@ -1,10 +1,11 @@
 """Settings -> backends by name. A new engine is a line here."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from backends.base import Backend
 from backends.errors import ModelFileUnusable
+from backends.health import Breaker, Watched
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.fleet import Fleet
 from backends.quote import Quote
@@ -29,7 +30,8 @@ def build_backends(
     config_dir: Path,
     secrets: Mapping[str, str],
     connect: Connect = connect,
-) -> dict[str, Backend]:
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Watched]:
     """
     Args:
         secrets: environment variables by name; one that is missing means no authorization header.
@@ -37,7 +39,7 @@ def build_backends(
     Raises:
         ModelFileUnusable: all missing model files in one message.
     """
-    backends: dict[str, Backend] = {}
+    backends: dict[str, Watched] = {}
     missing: list[str] = []
     for one in settings:
         match one:
@@ -47,11 +49,12 @@ def build_backends(
                 except ModelFileUnusable as exc:
                     missing.append(f"backend '{one.name}': {exc}")
                     continue
-                backends[one.name] = LocalBackend(fleet.add(one, path), serves=one.serves)
+                backends[one.name] = Watched(LocalBackend(fleet.add(one, path), serves=one.serves), None, clock)
             case QuoteSettings():
-                backends[one.name] = Quote(one.name)
+                backends[one.name] = Watched(Quote(one.name), None, clock)
             case OpenAISettings():
-                backends[one.name] = _upstream(one, secrets, connect)
+                breaker = Breaker(one.breaker, clock) if one.breaker else None
+                backends[one.name] = Watched(_upstream(one, secrets, connect), breaker, clock)
     if missing:
         raise ModelFileUnusable("\n".join(missing))
     return backends

@@ -60,6 +60,13 @@ class Timeouts(Settings):
     """Answers that are not streamed."""
 
 
+class BreakerSettings(Settings):
+    """A backend that fails `failures` times in a row is left alone for `open_s`."""
+
+    failures: Annotated[int, Field(ge=1)] = 5
+    open_s: Seconds = 30.0
+
+
 class OpenAISettings(Settings):
     """Any server that speaks OpenAI's API."""
 
@@ -70,6 +77,8 @@ class OpenAISettings(Settings):
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """The environment variable that holds the key. Never the key."""
     timeouts: Timeouts = Timeouts()
+    breaker: BreakerSettings | Literal[False] = BreakerSettings()
+    """`off` switches it off."""
     headers: dict[str, str] = {}
     stream_usage: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
     """`auto`: ask for usage in streams even where the client did not; `off`: leave streams as the client asked."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from backends.base import Backend
+from backends.health import Watched
 from backends.llamacpp.fleet import Fleet
 from gateway.embeddings import Embeddings
 from gateway.journal import Journal
@@ -23,7 +23,7 @@ from retrieval.search import Searcher
 class Services:
     database: AsyncEngine
     fleet: Fleet
-    backends: Mapping[str, Backend]
+    backends: Mapping[str, Watched]
     keys: Keys
     roles: Mapping[str, Role]
     watcher: Watcher

@@ -37,7 +37,7 @@ class ConfigInvalid(Exception):
 
 
 NOT_BUILT_YET = frozenset(
-    "admin breaker max_concurrent slots ram_disk weight price shared cost_usd compute_s on_store_down metrics stages "
+    "admin max_concurrent slots ram_disk price shared cost_usd compute_s on_store_down metrics stages "
     "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention keepalive_s "
     "max_answer_mb max_wait_s shutdown_s log_content max_loaded tools truncate sharing_scope rerank".split()
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from backends.health import Facts
 from policies.settings import RouteEntry, RouteSettings
 
 
@@ -10,6 +11,7 @@ class Station(NamedTuple):
     backend: str
     model: str
     """What that backend calls the model."""
+    weight: float = 1.0
 
 
 class RouteCycle(ValueError):
@@ -29,16 +31,51 @@ def expand(name: str, models: Mapping[str, RouteSettings], backends: Iterable[st
 def _walk(
     name: str, models: Mapping[str, RouteSettings], backends: frozenset[str], path: tuple[str, ...]
 ) -> Iterable[Station]:
-    for entry in models[name].route:
-        target, alias = (entry.backend, entry.model) if isinstance(entry, RouteEntry) else (entry, None)
+    for written in models[name].route:
+        entry = written if isinstance(written, RouteEntry) else RouteEntry(backend=written)
+        target = entry.backend
         if target in backends:
-            yield Station(target, alias or path[-1])
+            yield Station(target, entry.model or path[-1], entry.weight)
         elif target in path:
             raise RouteCycle(f"the route of '{path[0]}' leads back to itself: {' -> '.join((*path, target))}")
         else:
             yield from _walk(target, models, backends, (*path, target))
 
 
-def attempts(stations: Sequence[Station], *, allowed: Callable[[str], bool]) -> list[Station]:
-    """The stations to ask, first to last (`strategy: order`). `allowed`: may this caller use that backend?"""
-    return [station for station in stations if allowed(station.backend)]
+def attempts(
+    stations: Sequence[Station],
+    *,
+    strategy: str,
+    allowed: Callable[[str], bool],
+    facts: Callable[[str], Facts],
+    draw: Callable[[], float],
+) -> list[Station]:
+    """The stations to ask, first to last; each strategy only chooses the order, so all of them remain as fallbacks.
+
+    Args:
+        strategy: `order`: as written. `weighted`: the first one drawn by weight. `least_busy`: fewest requests in
+            flight for its weight. `fastest`: shortest decaying latency, those never asked first.
+        allowed: may this caller use that backend?
+        draw: gives a number in [0, 1).
+    """
+    usable = [station for station in stations if allowed(station.backend)]
+    match strategy:
+        case "weighted" if usable:
+            first = _drawn(usable, draw())
+            return [usable[first], *usable[:first], *usable[first + 1 :]]
+        case "least_busy":
+            return sorted(usable, key=lambda station: facts(station.backend).in_flight / station.weight)
+        case "fastest":
+            return sorted(usable, key=lambda station: facts(station.backend).latency_s or 0.0)
+        case _:
+            return usable
+
+
+def _drawn(stations: Sequence[Station], number: float) -> int:
+    """Index of the station at this part of the whole weight."""
+    left = number * sum(station.weight for station in stations)
+    for index, station in enumerate(stations):
+        left -= station.weight
+        if left < 0:
+            return index
+    return len(stations) - 1

@@ -72,6 +72,8 @@ class RouteEntry(Settings):
     backend: Name
     model: str | None = None
     """What the backend calls it; the client's name where it is not given."""
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    """Its share where the strategy is `weighted`, its strength where it is `least_busy`."""
 
 
 class RouteSettings(Settings):
@@ -79,7 +81,8 @@ class RouteSettings(Settings):
 
     name: Name
     route: Annotated[list[Name | RouteEntry], Field(min_length=1)]
-    strategy: Literal["order"] = "order"
+    strategy: Literal["order", "weighted", "least_busy", "fastest"] = "order"
+    """Which station is asked first; the others follow when it fails."""
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     """Extra attempts on the same backend before the next one, after pauses that grow and that honour Retry-After."""
     prompt: str | None = None

@@ -53,9 +53,9 @@ async def test_each_engine_gets_its_backend_by_name(tmp_path: Path) -> None:
     assert list(backends) == ["chat", "q", "up"]
     assert all(isinstance(backend, Backend) and backend.name == name for name, backend in backends.items())
     assert [backend.local for backend in backends.values()] == [True, True, False]
-    chat = backends["chat"]
+    chat = backends["chat"].inner
     assert isinstance(chat, LocalBackend)
-    assert (chat.serves, chat.status(), isinstance(backends["q"], Quote)) == ("embeddings", "asleep", True)
+    assert (chat.serves, chat.status(), isinstance(backends["q"].inner, Quote)) == ("embeddings", "asleep", True)
     assert (await backends["up"].identity()) == "openai:https://api.example.com/v1"
     await fleet.aclose()
 

@@ -41,17 +41,25 @@ def upstream(provider: Provider) -> Iterator[Upstream]:
 @pytest.fixture(scope="module")
 def gateway(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     deadlines = {"connect_s": 1, "first_byte_s": 0.5, "idle_s": 0.5, "total_s": 5}
-    far = {"engine": "openai", "base_url": upstream.base_url, "api_key_env": "UPSTREAM_KEY", "timeouts": deadlines}
+    far = {
+        "engine": "openai",
+        "base_url": upstream.base_url,
+        "api_key_env": "UPSTREAM_KEY",
+        "timeouts": deadlines,
+        "breaker": False,
+    }
     config = {
         "backends": [
             {"name": "far", **far},
             {"name": "plain", **far, "stream_usage": False, "headers": {"x-extra": "1"}},
-            {"name": "nowhere", "engine": "openai", "base_url": "http://127.0.0.1:1/v1"},
+            {"name": "nowhere", "engine": "openai", "base_url": "http://127.0.0.1:1/v1", "breaker": False},
+            {"name": "guarded", **far, "breaker": {"failures": 3, "open_s": 60}},
         ],
         "models": [
             {"name": "far", "route": [{"backend": "far", "model": "upstream-model"}]},
             {"name": "plain", "route": [{"backend": "plain", "model": "upstream-model"}]},
             {"name": "nowhere", "route": ["nowhere"]},
+            {"name": "guarded", "route": [{"backend": "guarded", "model": "upstream-model"}]},
             {"name": "safe", "route": ["nowhere", {"backend": "far", "model": "upstream-model"}]},
             {"name": "embed", "route": ["far"]},
             {"name": "stubborn", "route": [{"backend": "far", "model": "upstream-model"}], "retries": 2},
@@ -478,3 +486,15 @@ def test_a_list_of_prompts_is_complete_only_with_an_answer_to_each(http: httpx.C
     provider.script = script
     answer = http.post("/v1/completions", json={"model": "far", "prompt": ["a", "b"], "stream": True})
     assert "error" in events(answer)[-1]
+
+
+def test_a_backend_that_keeps_failing_is_left_alone(http: httpx.Client, upstream: Upstream, provider: Provider) -> None:
+    provider.script = error(500)
+    assert [ask(http, stream=False, model="guarded").status_code for _ in range(3)] == [502] * 3
+    before = len(upstream.received)
+    for stream in (False, True):
+        refused = ask(http, stream=stream, model="guarded")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert len(upstream.received) == before
+    assert http.get("/health/ready").json()["backends"]["guarded"] == "failed"

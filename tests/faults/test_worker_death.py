@@ -49,7 +49,7 @@ def test_kill_nine_in_the_middle_of_a_stream(gateway: Gateway) -> None:
 
 
 def worker_pid(gateway: Gateway) -> int:
-    pid = gateway.services.backends["chat"].pid  # type: ignore[attr-defined]
+    pid = gateway.services.backends["chat"].inner.pid  # type: ignore[attr-defined]
     assert isinstance(pid, int)
     return pid
 

@@ -64,7 +64,10 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
             "5: models[0].route[0]: there is no backend or model 'qoute'; did you mean 'quote'?",
         ),
         (GOOD.replace("[quote]", "[m]"), "5: models[0].route: the route of 'm' leads back to itself: m -> m"),
-        (GOOD.replace("[quote]", "[quote], strategy: fastest"), "5: models[0].strategy: Input should be 'order'"),
+        (
+            GOOD.replace("[quote]", "[quote], strategy: slowest"),
+            "5: models[0].strategy: Input should be 'order', 'weighted', 'least_busy' or 'fastest'",
+        ),
         (GOOD + "  - {name: m, route: [quote]}\n", "6: models[1].name: 'm' is there twice"),
         (GOOD + "roles: [{name: admin}]\n", "6: roles[0].name: the role 'admin' is built in; choose another name"),
         (

@@ -1,0 +1,189 @@
+"""What is known of a backend's health from the requests it answers, and the circuit breaker that acts on it.
+
+States of the breaker: closed -> open (`failures` in a row) -> half-open (`open_s` later) -> closed or open again. While it is
+open every request is refused at once, so that clients do not wait for a backend that does not answer. Half-open lets one
+request through; the others are refused until it has ended. Only the methods here change the state, on the event loop.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
+
+from backends.base import Answer, Backend, Call, Event, PromptSize
+from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken
+from backends.settings import BreakerSettings
+
+LATENCY_MEMORY = 0.2
+"""Weight of the newest observation in the decaying mean."""
+
+ITS_OWN_FAULT = (BackendUnavailable, BackendTimeout, UpstreamBroken)
+"""Refusals (400, 429 …) are answers: a backend that gives them is well."""
+
+
+class Facts(NamedTuple):
+    """What routing may know of a backend."""
+
+    in_flight: int = 0
+    latency_s: float | None = None
+    """Decaying mean until the first event or the whole answer; None: nothing was asked yet."""
+
+
+class Breaker:
+    """
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, settings: BreakerSettings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._failures = 0
+        self._opened_s: float | None = None
+        self._probing = False
+
+    def refuse_for_s(self) -> float | None:
+        """Seconds for which requests are refused; None: this one may go. In half-open it becomes the probe."""
+        if self._opened_s is None:
+            return None
+        left_s = self._opened_s + self._settings.open_s - self._clock()
+        if left_s > 0 or self._probing:
+            return max(left_s, 1.0)
+        self._probing = True
+        return None
+
+    @property
+    def open(self) -> bool:
+        return self._opened_s is not None
+
+    def succeeded(self) -> None:
+        self._failures, self._opened_s, self._probing = 0, None, False
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._probing or self._failures >= self._settings.failures:
+            self._opened_s, self._probing = self._clock(), False
+
+    def abandoned(self) -> None:
+        """The request ended without a verdict: its client left."""
+        self._probing = False
+
+
+class Watched:
+    """A backend with its health. Implements `Backend` around another one.
+
+    Args:
+        breaker: None: requests are never refused here.
+    """
+
+    def __init__(self, inner: Backend, breaker: Breaker | None, clock: Callable[[], float]) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.local = inner.local
+        self.quotes = inner.quotes
+        self._breaker = breaker
+        self._clock = clock
+        self._in_flight = 0
+        self._latency_s: float | None = None
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self._in_flight, self._latency_s)
+
+    async def complete(self, call: Call) -> Answer:
+        self._refuse_if_open()
+        verdict = _Verdict(self)
+        try:
+            answer = await self.inner.complete(call)
+            verdict.succeeded()
+            return answer
+        except BackendError as failure:
+            verdict.failed(failure)
+            raise
+        finally:
+            verdict.close()
+
+    async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
+        self._refuse_if_open()
+        verdict = _Verdict(self)
+        try:
+            async with aclosing(self.inner.stream(call)) as events:
+                async for event in events:
+                    verdict.began()
+                    yield event
+            verdict.succeeded()
+        except BackendError as failure:
+            verdict.failed(failure)
+            raise
+        finally:
+            verdict.close()
+
+    async def count(self, call: Call) -> PromptSize | None:
+        return await self.inner.count(call)
+
+    async def count_texts(self, texts: Sequence[str]) -> list[int] | None:
+        return await self.inner.count_texts(texts)
+
+    async def identity(self) -> str:
+        return await self.inner.identity()
+
+    def status(self) -> str:
+        return "failed" if self._breaker is not None and self._breaker.open else self.inner.status()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    def _refuse_if_open(self) -> None:
+        wait_s = self._breaker.refuse_for_s() if self._breaker is not None else None
+        if wait_s is not None:
+            raise BackendUnavailable(
+                self.name, "it failed repeatedly and is left alone for a while", retry_after_s=wait_s
+            )
+
+    def _begin(self) -> float:
+        self._in_flight += 1
+        return self._clock()
+
+    def _observe(self, began_s: float) -> None:
+        seconds = self._clock() - began_s
+        before = self._latency_s if self._latency_s is not None else seconds
+        self._latency_s = before + LATENCY_MEMORY * (seconds - before)
+
+    def _end(self) -> None:
+        self._in_flight -= 1
+
+
+class _Verdict:
+    """What one request says of its backend; the last word counts: a stream may begin well and break."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._breaker = watched._breaker
+        self._began_s = watched._begin()
+        self._given = False
+
+    def began(self) -> None:
+        """The first event is there: fast or slow, and a breaker that was waiting for a sign of life closes."""
+        if not self._given:
+            self._given = True
+            self._watched._observe(self._began_s)
+            if self._breaker is not None and self._breaker.open:
+                self._breaker.succeeded()
+
+    def succeeded(self) -> None:
+        self.began()
+        if self._breaker is not None:
+            self._breaker.succeeded()
+
+    def failed(self, failure: BackendError) -> None:
+        self._given = True
+        if self._breaker is None:
+            return
+        if isinstance(failure, ITS_OWN_FAULT):
+            self._breaker.failed()
+        else:
+            self._breaker.succeeded()
+
+    def close(self) -> None:
+        self._watched._end()
+        if not self._given and self._breaker is not None:
+            self._breaker.abandoned()
