@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean
+.PHONY: help run test lint format lock clean bench-relay
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -22,6 +22,9 @@ lint: .venv/dev.stamp ## ruff, mypy, import-linter, size ceilings
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m tests.house.sizes
+
+bench-relay: .venv/dev.stamp ## what the gateway adds to a relayed request, beside nginx (needs wrk)
+	@$(BIN)/python -m tests.bench.relay
 
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
