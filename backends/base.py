@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One piece of a stream, ready to be sent on."""
+    """A piece of a stream, ready to be sent on: one event, or several that arrived together."""
 
     raw: bytes
     usage: Usage | None = None
@@ -55,7 +55,7 @@ class Event(NamedTuple):
     text_bytes: int = 0
     """Bytes of generated content in it, an estimate for engines that report no usage."""
     last: bool = False
-    """Nothing follows: whoever keeps books writes them before this one goes out."""
+    """Its end is the stream's end: whoever keeps books writes them before this one goes out."""
 
 
 class PromptSize(msgspec.Struct, frozen=True):

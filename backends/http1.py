@@ -7,7 +7,6 @@ that no answer can reach another request. What arrived before a failure is hande
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,7 +17,6 @@ from backends.transport import ConnectionBroken, DeadlinePassed, TransportError
 MAX_HEAD_BYTES = 64 * 1024
 MAX_INFORMATIONAL = 8
 HIGH_WATER_BYTES = 256 * 1024
-LOW_WATER_BYTES = 64 * 1024
 SLICE_BYTES = 256 * 1024
 
 NO_BODY = frozenset({204, 304})
@@ -54,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._sent = False
         self._informational = 0
         self._until_close = False
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._buffered = 0
         self._paused = False
         self._failure: TransportError | None = None
@@ -210,7 +208,7 @@ class Connection(asyncio.Protocol):
             raise self._failure
 
     async def piece(self, deadline_s: float) -> bytes:
-        """The next piece of the body; empty at its end.
+        """All of the body that has come since; empty at its end.
 
         Raises:
             ConnectionBroken, DeadlinePassed
@@ -218,9 +216,10 @@ class Connection(asyncio.Protocol):
         if not self._pieces and not self._complete and self._failure is None:
             await self._until(lambda: bool(self._pieces) or self._complete, "idle", deadline_s)
         if self._pieces:
-            piece = self._pieces.popleft()
-            self._buffered -= len(piece)
-            if self._paused and self._buffered < LOW_WATER_BYTES:
+            piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            self._buffered = 0
+            if self._paused:
                 self._paused = False
                 if self._transport is not None and not self.closed:
                     self._transport.resume_reading()

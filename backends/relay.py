@@ -95,15 +95,16 @@ class Relay:
         progress = _Progress(choices_of(call.body), asyncio.get_running_loop().time())
         async with (
             self._reply(call, body.raw, accept="text/event-stream") as reply,
-            aclosing(self._frames(reply)) as frames,
+            aclosing(self._frames(reply)) as pieces,
         ):
-            async for frame in frames:
-                self._check_silence(frame, progress)
-                event = self._event(frame, progress, call.model, withhold_usage=withhold)
+            async for frames in pieces:
+                event, failure = self._events(frames, progress, call.model, withhold_usage=withhold)
                 if event is not None:
                     yield event
+                if failure is not None:
+                    raise failure
                 if progress.done:
-                    await self._drain(frames)
+                    await self._drain(pieces)
                     return
         if not progress.complete:
             raise UpstreamBroken(
@@ -178,7 +179,8 @@ class Relay:
                 raise UpstreamBroken(self.name, f"the answer is larger than {limit_bytes} bytes")
         return bytes(pieces)
 
-    async def _frames(self, reply: Reply) -> AsyncGenerator[sse.Frame, None]:
+    async def _frames(self, reply: Reply) -> AsyncGenerator[list[sse.Frame], None]:
+        """The frames that each piece of the body completed; what arrived together is handled together."""
         kind = reply.headers.get("content-type", "text/event-stream").partition(";")[0].strip().lower()
         if kind != "text/event-stream":
             start = await self._read(reply, MAX_ERROR_BYTES, truncate=True)
@@ -189,8 +191,7 @@ class Relay:
                 frames = reader.feed(piece)
             except sse.FrameTooLarge as exc:
                 raise UpstreamBroken(self.name, str(exc)) from None
-            for frame in frames:
-                yield frame
+            yield frames
 
     def _check_silence(self, frame: sse.Frame, progress: "_Progress") -> None:
         """Comments keep a connection open; they are no answer, so the deadlines go on through them."""
@@ -204,14 +205,31 @@ class Relay:
         if now_s - progress.last_event_s > deadline_s:
             raise BackendTimeout(self.name, phase, deadline_s)
 
-    async def _drain(self, frames: AsyncGenerator[sse.Frame, None]) -> None:
+    async def _drain(self, pieces: AsyncGenerator[list[sse.Frame], None]) -> None:
         """Read the little that follows `[DONE]`, so that the connection can be used again; it is not worth a failure."""
         try:
             async with asyncio.timeout(DRAIN_S):
-                async for _ in frames:
+                async for _ in pieces:
                     pass
         except (TimeoutError, TransportError, BackendError):
             pass
+
+    def _events(
+        self, frames: list[sse.Frame], progress: "_Progress", model: str, *, withhold_usage: bool
+    ) -> tuple[Event | None, BackendError | None]:
+        """What goes on for frames that arrived together, and the failure behind it, if there is one."""
+        events: list[Event] = []
+        for frame in frames:
+            try:
+                self._check_silence(frame, progress)
+                event = self._event(frame, progress, model, withhold_usage=withhold_usage)
+            except BackendError as failure:
+                return (_together(events) if events else None), failure
+            if event is not None:
+                events.append(event)
+            if progress.done:
+                break
+        return (_together(events) if events else None), None
 
     def _event(self, frame: sse.Frame, progress: "_Progress", model: str, *, withhold_usage: bool) -> Event | None:
         """What goes on to the client for one frame; None where it is only for us."""
@@ -309,6 +327,15 @@ class _Progress:
     @property
     def complete(self) -> bool:
         return self.done or (len(self._open) >= self._wanted and not any(self._open.values()))
+
+
+def _together(events: list[Event]) -> Event:
+    """Events that arrived together, as one: a write per network read instead of one per event."""
+    if len(events) == 1:
+        return events[0]
+    usage = next((event.usage for event in reversed(events) if event.usage is not None), None)
+    raw = b"".join(event.raw for event in events)
+    return Event(raw, usage, sum(event.text_bytes for event in events), events[-1].last)
 
 
 def _is_text(body: bytes) -> bool:

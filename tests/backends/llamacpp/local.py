@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from backends import sse
 from backends.base import CHAT, COMPLETIONS, EMBEDDINGS, Call
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.fleet import Fleet
@@ -53,6 +54,7 @@ async def texts(backend: LocalBackend, asked: Call) -> list[str]:
 
 async def events(backend: LocalBackend, asked: Call) -> list[dict[str, Any]]:
     """The chunks of a stream, as a client decodes them."""
-    raw = [event.raw async for event in backend.stream(asked)]
-    assert raw.pop() == b"data: [DONE]\n\n"
-    return [json.loads(one.removeprefix(b"data: ")) for one in raw if one]
+    raw = b"".join([event.raw async for event in backend.stream(asked)])
+    frames = [frame.data for frame in sse.Reader().feed(raw)]
+    assert frames.pop() == b"[DONE]"
+    return [json.loads(data or b"") for data in frames]
