@@ -1,11 +1,16 @@
 """What every test may use: real model files where they are, an asyncio loop, scratch folders."""
 
+import asyncio
 import os
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.llamacpp.synthetic import write_synthetic
+from gateway.database import migrate, open_database
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -48,3 +53,23 @@ def tiktoken_dir() -> Path:
     if not path.is_dir():
         pytest.skip("no tiktoken files: set TIKTOKEN_CACHE_DIR, or put them into ../shared/tiktoken")
     return path
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real database on disk, migrated once and copied for each test."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def database_path(empty_database: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(empty_database, tmp_path / "chasqui.db"))
+
+
+@pytest.fixture
+async def database(database_path: Path) -> AsyncIterator[AsyncEngine]:
+    engine = await open_database(f"sqlite:///{database_path}")
+    yield engine
+    await asyncio.shield(engine.dispose())
