@@ -20,6 +20,7 @@ from backends.errors import BackendUnavailable, InvalidRequest
 from backends.wire import Body, Usage
 
 MAX_SENTENCES = 3
+MAX_CHOICES = 128
 
 _WORD = re.compile(r"\w+")
 _CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -50,36 +51,36 @@ class Quote:
     async def complete(self, call: Call) -> Answer:
         text, usage = self._answer(call)
         legacy = call.path == COMPLETIONS
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
-        if legacy:
-            choice["text"] = text
-        else:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        said: dict[str, Any] = {"text": text}
+        if not legacy:
+            said = {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
         body = self._envelope(call, "text_completion" if legacy else "chat.completion")
-        return Answer(msgspec.json.encode(body | {"choices": [choice], "usage": _usage_object(usage)}), usage, {})
+        body["choices"] = [
+            {"index": index, **said, "logprobs": None, "finish_reason": "stop"} for index in range(_wanted(call.body))
+        ]
+        return Answer(msgspec.json.encode(body | {"usage": _usage_object(usage)}), usage, {})
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
         text, usage = self._answer(call)
         legacy = call.path == COMPLETIONS
         envelope = self._envelope(call, "text_completion" if legacy else "chat.completion.chunk")
 
-        def event(delta: str, finish: str | None = None, *, role: bool = False) -> Event:
-            part: dict[str, Any] = {"content": delta} if delta or role else {}
-            part |= {"role": "assistant"} if role else {}
-            choice = {"index": 0, "logprobs": None, "finish_reason": finish} | (
-                {"text": delta} if legacy else {"delta": part}
-            )
+        def event(index: int, delta: str, finish: str | None = None, *, role: bool = False) -> Event:
+            part: dict[str, Any] = {"role": "assistant"} if role else {}
+            part |= {"content": delta} if delta or role else {}
+            said = {"text": delta} if legacy else {"delta": part}
+            choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
             return Event(sse.encode(msgspec.json.encode(envelope | {"choices": [choice]})), usage, len(delta))
 
-        if not legacy:
-            yield event("", role=True)
-        for line in text.splitlines(keepends=True):
-            yield event(line)
-        yield event("", "stop")
+        for index in range(_wanted(call.body)):
+            if not legacy:
+                yield event(index, "", role=True)
+            for line in text.splitlines(keepends=True):
+                yield event(index, line)
+            yield event(index, "", "stop")
         if (call.body.read("stream_options", dict[str, Any]) or {}).get("include_usage"):
-            yield Event(
-                sse.encode(msgspec.json.encode(envelope | {"choices": [], "usage": _usage_object(usage)})), usage
-            )
+            last = envelope | {"choices": [], "usage": _usage_object(usage)}
+            yield Event(sse.encode(msgspec.json.encode(last)), usage)
         yield Event(sse.DONE, usage, last=True)
 
     def _answer(self, call: Call) -> tuple[str, Usage]:
@@ -119,6 +120,14 @@ class Quote:
 
     async def aclose(self) -> None:
         return None
+
+
+def _wanted(body: Body) -> int:
+    """How many choices: all of them are the same quotation."""
+    wanted = body.read("n", int, 1)
+    if not 1 <= wanted <= MAX_CHOICES:
+        raise InvalidRequest(f"'n' is {wanted}; it must lie between 1 and {MAX_CHOICES}.", param="n")
+    return wanted
 
 
 def best_sentences(question: str, passages: Sequence[Passage], *, limit: int = MAX_SENTENCES) -> list[Sentence]:

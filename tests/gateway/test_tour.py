@@ -178,6 +178,19 @@ def test_a_collection_answers_in_streams_and_legacy_completions_too(gateway: Gat
     assert legacy == streamed
 
 
+def test_a_quotation_comes_as_often_as_it_is_asked_for(gateway: Gateway) -> None:
+    question = [{"role": "user", "content": "What did a quipu record?"}]
+    with gateway.sdk() as client:
+        whole = client.chat.completions.create(model="handbook", messages=question, n=2)
+        with client.chat.completions.create(model="handbook", messages=question, n=2, stream=True) as stream:
+            seen = [(choice.index, choice.delta.content or "") for chunk in stream for choice in chunk.choices]
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="handbook", messages=question, n=10**9)
+    assert [choice.index for choice in whole.choices] == [0, 1]
+    for index in (0, 1):
+        assert "".join(text for number, text in seen if number == index) == whole.choices[index].message.content
+
+
 def test_passages_go_into_the_prompt_of_a_real_model(gateway: Gateway) -> None:
     with gateway.sdk() as client:
         plain = client.chat.completions.create(model="guide", messages=ASK, max_tokens=2).usage.prompt_tokens
