@@ -123,12 +123,20 @@ def curl_line(address: str, key: str) -> str:
 
 async def first_admin_key(loaded: Loaded, keys: "Keys") -> str | None:
     """A new key where neither the environment nor the database has one for an administrator."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     from policies.keys import NewKey
     from policies.roles import ADMIN
 
-    if loaded.admin_key is not None or await keys.admin_exists(ADMIN.name):
+    given = loaded.admin_key is not None or any(key.role == ADMIN.name for key in loaded.settings.keys)
+    try:
+        if given or await keys.admin_exists(ADMIN.name):
+            return None
+        _, secret = await keys.create(NewKey("admin", ADMIN.name))
+    except SQLAlchemyError as exc:
+        reason = getattr(exc, "orig", None) or exc
+        click.echo(f"no admin key could be stored ({reason}); the next start tries again", err=True)
         return None
-    _, secret = await keys.create(NewKey("admin", ADMIN.name))
     return secret
 
 

@@ -94,6 +94,12 @@ def test_an_admin_key_from_the_environment_is_not_printed(config: Path) -> None:
         assert answer.status_code == 200
 
 
+def test_a_configured_admin_is_enough(config: Path) -> None:
+    config.write_text(config.read_text() + "keys: [{name: root, key_env: ROOT_KEY, role: admin}]\n")
+    with serving(config, ROOT_KEY="sk-root-0123456789abcdef") as (_, printed):
+        assert "sk-" not in printed
+
+
 def test_keys_made_on_the_command_line_work_at_a_running_gateway(config: Path) -> None:
     with serving(config) as (_, printed):
         url = re.search(r"http://[\d.:]+", printed)
