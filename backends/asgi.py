@@ -31,14 +31,16 @@ class ClientGone(Exception):
 BODY_IDLE_S = 30.0
 
 
-async def read_body(receive: Receive, *, limit_bytes: int, announced_bytes: int = 0) -> bytes:
+async def read_body(
+    receive: Receive, *, limit_bytes: int, announced_bytes: int = 0, idle_s: float = BODY_IDLE_S
+) -> bytes:
     """
     Args:
         announced_bytes: the request's content-length, so that a body that is too large is refused at once.
 
     Raises:
         BodyTooLarge: as soon as more than `limit_bytes` are announced or have come.
-        RequestTimeout: nothing came for `BODY_IDLE_S`.
+        RequestTimeout: nothing came for `idle_s`.
         ClientGone
     """
     if announced_bytes > limit_bytes:
@@ -47,10 +49,10 @@ async def read_body(receive: Receive, *, limit_bytes: int, announced_bytes: int 
     size = 0
     while True:
         try:
-            async with asyncio.timeout(BODY_IDLE_S):
+            async with asyncio.timeout(idle_s):
                 message = await receive()
         except TimeoutError:
-            raise RequestTimeout(BODY_IDLE_S) from None
+            raise RequestTimeout(idle_s) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")

@@ -7,6 +7,7 @@ that no answer can reach another request. What arrived before a failure is hande
 """
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._poll = select.poll()
         self.closed = False
         self.idle_since_s = 0.0
         self._busy = False
@@ -61,6 +63,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy or self._complete:
@@ -161,6 +164,14 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     # for the transport
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it may be used again: alive, and nothing has arrived that the loop has not read yet.
+
+        Such bytes belong to no request of ours; once the next request is out, they would pass for its answer.
+        """
+        return not self.closed and self._clean and not self._poll.poll(0)
 
     def begin(self) -> None:
         """Take the connection for one exchange."""

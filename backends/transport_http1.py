@@ -78,8 +78,9 @@ class Http1Transport:
         """The connection that was used last; the chance that it still lives is best."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed:
+            if connection.quiet:
                 return connection
+            connection.abort()
         return None
 
     async def _connected(self, connect_s: float) -> Connection:

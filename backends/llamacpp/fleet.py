@@ -7,6 +7,7 @@ asleep to ready and is shared by everybody who waits; a start that fails leaves 
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -32,6 +33,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 5.0
 DEATH_REPORT_S = 0.5
 LINE_BYTES = 2**20
+LEFTOVER_S = 60.0
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 LOCAL_TIMEOUTS = Timeouts(connect_s=5, first_byte_s=3600, idle_s=600, total_s=3600)
 """A local model may chew on a long prompt for minutes; its death is seen at once, because the socket closes."""
@@ -44,7 +46,8 @@ class Sockets:
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         parent = runtime if runtime and os.access(runtime, os.W_OK) and len(runtime) < 60 else None
         _remove_leftovers(Path(parent or tempfile.gettempdir()))
-        self._directory = Path(tempfile.mkdtemp(prefix=f"chasqui-{os.getpid()}-", dir=parent))
+        self._directory = Path(tempfile.mkdtemp(prefix="chasqui-", dir=parent))
+        self._lock: int | None = _locked(self._directory)
         self._count = 0
 
     def new(self) -> Path:
@@ -53,25 +56,39 @@ class Sockets:
 
     def remove(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Folders of our own gateways that were killed."""
-    for folder in parent.glob("chasqui-*-*"):
-        pid = folder.name.split("-")[1]
+    """Folders of our own gateways that were killed: nobody holds their lock. A young one may be about to take it."""
+    oldest_s = time.time() - LEFTOVER_S
+    for folder in parent.glob("chasqui-*"):
         with contextlib.suppress(OSError):
-            if pid.isdigit() and folder.stat().st_uid == os.getuid() and not _exists(int(pid)):
+            stat = folder.lstat()
+            if folder.is_symlink() or stat.st_uid != os.getuid() or stat.st_mtime > oldest_s:
+                continue
+            lock = _locked(folder)
+            try:
                 shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
-def _exists(pid: int) -> bool:
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock until it is closed; holds across containers, where process ids mean nothing.
+
+    Raises:
+        OSError: somebody else holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class _Process:

@@ -21,7 +21,7 @@ from backends.errors import BackendError
 from backends.llamacpp.api import WorkerApi
 from backends.llamacpp.engine import Engine
 from backends.llamacpp.scheduler import Scheduler
-from backends.llamacpp.worker_command import KEY_ENV
+from backends.llamacpp.worker_command import KEY_ENV, default_threads
 
 log = logging.getLogger("chasqui.worker")
 
@@ -93,11 +93,6 @@ def _engine(options: argparse.Namespace) -> Engine:
     if info.context_tokens > info.trained_tokens > 0 and options.serves == "chat":
         log.warning("context of %d tokens, but the model was trained with %d", info.context_tokens, info.trained_tokens)
     return engine
-
-
-def default_threads(cores: int) -> int:
-    """One core stays free: threads that wait for each other at every step stand still when one of them does."""
-    return max(1, cores - 1)
 
 
 def _ready(engine: Engine) -> dict[str, Any]:

@@ -28,3 +28,8 @@ class WorkerOptions(NamedTuple):
 def worker_command(options: WorkerOptions) -> list[str]:
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options._asdict().items()]
     return [sys.executable, "-m", "backends.llamacpp.worker", *arguments, "--with-parent"]
+
+
+def default_threads(cores: int) -> int:
+    """One core stays free: threads that wait for each other at every step stand still when one of them does."""
+    return max(1, cores - 1)

@@ -3,10 +3,21 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from backends.asgi import BodyTooLarge, ClientGone, Message, Receive, Send, read_body, send_json, until_gone
+from backends.asgi import (
+    BodyTooLarge,
+    ClientGone,
+    Message,
+    Receive,
+    RequestTimeout,
+    Send,
+    read_body,
+    send_json,
+    until_gone,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -136,3 +147,23 @@ async def test_a_cancellation_from_elsewhere_is_passed_on(client_leaves_too: boo
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_body_that_stops_arriving_is_given_up() -> None:
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        return await asyncio.Event().wait()
+
+    with pytest.raises(RequestTimeout):
+        await read_body(receive, limit_bytes=100, idle_s=0.01)
+
+
+async def test_a_body_that_is_announced_too_large_is_not_read() -> None:
+    async def receive() -> Any:
+        raise AssertionError("nothing should be read")
+
+    with pytest.raises(BodyTooLarge):
+        await read_body(receive, limit_bytes=100, announced_bytes=101)

@@ -204,3 +204,12 @@ def test_every_prompt_of_a_legacy_completion_counts(limited: Gateway, change: di
 def test_numbers_below_zero_hold_no_less_for_an_upstream(limited: Gateway, change: dict[str, object]) -> None:
     with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 100}])) as http:
         assert http.post(CHAT, json={"model": "up", "messages": []} | change).status_code == 429
+
+
+def test_a_journal_that_cannot_be_written_makes_the_gateway_unready(limited: Gateway) -> None:
+    with limited.http as http:
+        assert http.get("/health/ready").status_code == 200
+        limited.services.journal.failing = True
+        assert http.get("/health/ready").status_code == 503
+        assert http.post(CHAT, json=ASK).status_code == 200  # a line that gets through clears it
+        assert http.get("/health/ready").status_code == 200

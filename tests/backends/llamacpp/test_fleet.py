@@ -13,8 +13,8 @@ import pytest
 
 from backends.errors import BackendUnavailable, UpstreamBroken
 from backends.llamacpp.backend import LocalBackend
-from backends.llamacpp.fleet import BACKOFF_S, Fleet, Member, Sockets
-from backends.llamacpp.worker_command import KEY_ENV, WorkerOptions, worker_command
+from backends.llamacpp.fleet import BACKOFF_S, Fleet, Member, Sockets, _locked, _remove_leftovers
+from backends.llamacpp.worker_command import KEY_ENV, WorkerOptions, default_threads, worker_command
 from tests.backends.llamacpp.local import chat, running, settings, texts
 from tests.backends.llamacpp.test_api import ON_AND_ON
 
@@ -326,3 +326,24 @@ async def test_identity_is_the_files_digest_and_follows_the_file(tmp_path: Path)
         path.write_bytes(b"three")
         assert await backend.identity() != first
         assert backend.local
+
+
+def test_folders_of_killed_gateways_go_and_those_of_living_and_young_ones_stay(tmp_path: Path) -> None:
+    """The lock decides, not a process id: containers that share a folder do not share those."""
+    names = ["dead", "living", "young"]
+    folders = {name: tmp_path / f"chasqui-{name}" for name in names}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "1.sock").write_text("")
+        if name != "young":
+            os.utime(folder, (0, 0))
+    (tmp_path / "chasqui-link").symlink_to(tmp_path)
+    lock = _locked(folders["living"])
+    _remove_leftovers(tmp_path)
+    os.close(lock)
+    assert [name for name in names if folders[name].exists()] == ["living", "young"]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 7)])
+def test_one_core_stays_free_for_everything_else(cores: int, threads: int) -> None:
+    assert default_threads(cores) == threads
