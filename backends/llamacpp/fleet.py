@@ -91,6 +91,32 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
+async def _spawned(command: list[str], key: str) -> asyncio.subprocess.Process:
+    """The started process; one whose start is cancelled half-way is killed and collected, not left behind."""
+    spawn = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {KEY_ENV: key, "GGML_NO_BACKTRACE": "1"},
+            limit=LINE_BYTES,
+            start_new_session=True,  # Ctrl-C is for the gateway, which lets streams finish
+        )
+    )
+    try:
+        return await asyncio.shield(spawn)
+    except asyncio.CancelledError:
+        await _killed(await spawn)
+        raise
+
+
+async def _killed(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
 class _Process:
     """A started worker and the way to talk to it."""
 
@@ -211,18 +237,15 @@ class Member:
             self._crashed = True
         await self._stop_current()
         socket, key = self._sockets.new(), secrets.token_hex(16)
-        process = await asyncio.create_subprocess_exec(
-            *worker_command(WorkerOptions.of(self._settings, self.path, socket)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {KEY_ENV: key, "GGML_NO_BACKTRACE": "1"},
-            limit=LINE_BYTES,
-            start_new_session=True,  # Ctrl-C is for the gateway, which lets streams finish
-        )
+        process = await _spawned(worker_command(WorkerOptions.of(self._settings, self.path, socket)), key)
         tail: deque[str] = deque(maxlen=8)
         errors = asyncio.create_task(self._follow(process, tail))
-        ready = await self._ready_line(process, errors, tail)
+        try:
+            ready = await self._ready_line(process, errors, tail)
+        except BaseException:  # cancelled, too: a worker nobody knows must not live on
+            await _killed(process)
+            await errors
+            raise
         watcher = asyncio.create_task(self._watch(process, errors), name=f"watch {self.name}")
         self._watchers.add(watcher)  # the loop holds tasks weakly
         watcher.add_done_callback(self._watchers.discard)
@@ -245,11 +268,7 @@ class Member:
                     reason = tail[-1] if tail else f"exit {process.returncode}"
                     raise BackendUnavailable(self.name, f"its worker ended at start: {reason}")
         except TimeoutError:
-            process.kill()
             raise BackendUnavailable(self.name, f"its worker did not start within {START_TIMEOUT_S:g} s") from None
-        except asyncio.CancelledError:
-            process.kill()
-            raise
         return msgspec.json.decode(line, type=dict[str, Any])
 
     async def _follow(self, process: asyncio.subprocess.Process, tail: deque[str]) -> None:

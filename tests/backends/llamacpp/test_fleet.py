@@ -123,16 +123,26 @@ async def test_after_a_failed_start_it_answers_at_once_until_it_is_time_to_try_a
         assert await texts(backend, chat())
 
 
-async def test_closing_during_the_start_ends_the_worker_and_refuses_everybody(synthetic_gguf: Path) -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 10, 100])
+async def test_closing_during_the_start_ends_the_worker_and_refuses_everybody(synthetic_gguf: Path, turns: int) -> None:
     async with member_of(synthetic_gguf) as (member, backend):
+        before = children()
         caller = asyncio.create_task(backend.complete(chat()))
         while backend.status() == "asleep":
             await asyncio.wait([caller], timeout=0)
+        for _ in range(turns):  # of the event loop, to be cancelled in every part of the start
+            await asyncio.sleep(0)
         await member.aclose()
+        assert children() == before
         with pytest.raises(asyncio.CancelledError):
             await caller
         with pytest.raises(BackendUnavailable, match="the gateway is stopping"):
             await backend.complete(chat())
+
+
+def children() -> set[str]:
+    """The process ids of this process's children, dead ones that nobody has collected among them."""
+    return {pid for thread in Path("/proc/self/task").glob("*/children") for pid in thread.read_text().split()}
 
 
 # Dying
