@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
@@ -64,39 +65,30 @@ async def read_body(
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def until_gone(receive: Receive, send: Send, work: Callable[[Send], Awaitable[None]]) -> bool:
-    """Run `work`, cancelling it when the client leaves. False: the client left.
+async def until_gone(scope: Scope, work: Awaitable[None]) -> bool:
+    """Run `work`, cancelling it when the client leaves before its answer is complete. False: the client left.
 
-    The request body must have been read. Once the last piece of the answer is on its way the watch is off: what `work`
-    does after that is never cut short.
+    The scope is one of `asgi_http1`'s, whose `peer` tells.
     """
     task = asyncio.current_task()
     assert task is not None
-    gone = complete = False
+    gone = False
 
-    async def watch() -> None:
+    def leave() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if not complete:
-            gone = True
-            task.cancel()
+        gone = True
+        task.cancel()
 
-    async def watched_send(message: Message) -> None:
-        nonlocal complete
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            complete = True
-        await send(message)
-
-    watcher = asyncio.create_task(watch())
+    peer = scope["peer"]
+    peer.on_gone(leave)
     try:
-        await work(watched_send)
+        await work
     except asyncio.CancelledError:
         if not gone or task.uncancel() > 0:  # somebody else cancels us too: the server is stopping
             raise
         return False
     finally:
-        watcher.cancel()
+        peer.on_gone(None)
     return True
 
 

@@ -69,11 +69,16 @@ class BackendTimeout(BackendError):
 
 
 class UpstreamBroken(BackendError):
-    """An answer came but cannot be used: 5xx, 401, not JSON, cut before or after the first byte."""
+    """An answer came but cannot be used: 5xx, 401, not JSON, cut before or after the first byte.
 
-    def __init__(self, backend: str, reason: str) -> None:
+    Args:
+        status: its HTTP status, where that was the reason.
+    """
+
+    def __init__(self, backend: str, reason: str, *, status: int | None = None) -> None:
         super().__init__(f"backend '{backend}' gave an unusable answer: {reason}")
         self.backend = backend
+        self.status = status
 
 
 class UpstreamRefused(BackendError):

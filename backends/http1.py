@@ -207,25 +207,25 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             raise DeadlinePassed("idle", stall_s) from None
 
-    async def head(self, deadline_s: float) -> None:
+    async def head(self, deadline_s: float, phase: str = "first_byte") -> None:
         """Wait until status and headers are there.
 
         Raises:
             ConnectionBroken, DeadlinePassed
         """
         if not self._head_done and self._failure is None:
-            await self._until(lambda: self._head_done, "first_byte", deadline_s)
+            await self._until(lambda: self._head_done, phase, deadline_s)
         if not self._head_done and self._failure is not None:
             raise self._failure
 
-    async def piece(self, deadline_s: float) -> bytes:
+    async def piece(self, deadline_s: float, phase: str = "idle") -> bytes:
         """All of the body that has come since; empty at its end.
 
         Raises:
             ConnectionBroken, DeadlinePassed
         """
         if not self._pieces and not self._complete and self._failure is None:
-            await self._until(lambda: bool(self._pieces) or self._complete, "idle", deadline_s)
+            await self._until(lambda: bool(self._pieces) or self._complete, phase, deadline_s)
         if self._pieces:
             piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces.clear()

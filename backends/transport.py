@@ -34,6 +34,8 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     timeouts: Timeouts
+    total_s: float | None = None
+    """For the whole exchange, where it is not a stream."""
 
 
 class Reply(Protocol):
@@ -43,16 +45,16 @@ class Reply(Protocol):
     headers: Mapping[str, str]
     """Names in lower case."""
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body, piece by piece, as it comes.
+    async def piece(self) -> bytes:
+        """What has come of the body since the last call, at least a byte; empty at its end.
 
         Raises:
             ConnectionBroken: it ended early.
-            DeadlinePassed: idle.
+            DeadlinePassed: idle, or total.
         """
         ...
 
-    async def aclose(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Transport(Protocol):
@@ -64,3 +66,9 @@ class Transport(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+async def pieces_of(reply: Reply) -> AsyncIterator[bytes]:
+    """The body, piece by piece, as it comes; errors as in `Reply.piece`."""
+    while piece := await reply.piece():
+        yield piece

@@ -1,7 +1,8 @@
 """HTTP by aiohttp: for what our own client does not do, HTTP proxies. Nothing of the library leaves this module."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import Mapping
 
 import aiohttp
 
@@ -24,8 +25,11 @@ class AiohttpTransport:
     async def send(self, request: Request) -> Reply:
         timeouts = request.timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s)
+        loop = asyncio.get_running_loop()
+        total_s = math.inf if request.total_s is None else request.total_s
+        until_s = loop.time() + total_s
         try:
-            async with asyncio.timeout(timeouts.connect_s + timeouts.first_byte_s):
+            async with asyncio.timeout(min(timeouts.connect_s + timeouts.first_byte_s, total_s)):
                 response = await self._opened().request(
                     request.method,
                     self.base_url + request.path,
@@ -37,12 +41,14 @@ class AiohttpTransport:
         except aiohttp.ConnectionTimeoutError:
             raise DeadlinePassed("connect", timeouts.connect_s) from None
         except TimeoutError:
+            if loop.time() >= until_s:
+                raise DeadlinePassed("total", total_s) from None
             raise DeadlinePassed("first_byte", timeouts.first_byte_s) from None
         except aiohttp.ClientConnectorError as exc:
             raise ConnectFailed(exc.os_error.strerror or type(exc.os_error).__name__) from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise ConnectionBroken(_reason(exc)) from exc
-        return AiohttpReply(response, idle_s=timeouts.idle_s)
+        return AiohttpReply(response, idle_s=timeouts.idle_s, total_s=total_s, until_s=until_s)
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -65,27 +71,27 @@ class AiohttpTransport:
 
 
 class AiohttpReply:
-    def __init__(self, response: aiohttp.ClientResponse, *, idle_s: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, *, idle_s: float, total_s: float, until_s: float) -> None:
         self.status: int = response.status
         self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
         self._response = response
         self._idle_s = idle_s
+        self._total_s = total_s
+        self._until_s = until_s
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
+    async def piece(self) -> bytes:
+        left_s = self._until_s - asyncio.get_running_loop().time()
         try:
-            while True:
-                async with asyncio.timeout(self._idle_s):
-                    piece = await content.readany()
-                if not piece:
-                    return
-                yield piece
+            async with asyncio.timeout(min(self._idle_s, left_s)):
+                return await self._response.content.readany()
         except TimeoutError:
+            if left_s <= self._idle_s:
+                raise DeadlinePassed("total", self._total_s) from None
             raise DeadlinePassed("idle", self._idle_s) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise ConnectionBroken(_reason(exc)) from exc
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         # Releases the connection to the pool when the body was read to its end, closes it otherwise.
         if self._response.content.at_eof():
             self._response.release()

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,15 +54,16 @@ class Http1Transport:
     async def send(self, request: Request) -> "Http1Reply":
         timeouts = request.timeouts
         head = self._head(request)
+        total = _Total(request.total_s)
         connection = self._kept() or await self._connected(timeouts.connect_s)
         connection.begin()
         try:
             await connection.send(head, request.body, stall_s=timeouts.idle_s)
-            await connection.head(timeouts.first_byte_s)
+            await connection.head(*total.at_most("first_byte", timeouts.first_byte_s))
         except BaseException:
             connection.abort()
             raise
-        return Http1Reply(connection, self, idle_s=timeouts.idle_s)
+        return Http1Reply(connection, self, idle_s=timeouts.idle_s, total=total)
 
     def _head(self, request: Request) -> bytes:
         lines = [f"{request.method} {self._prefix}{request.path} HTTP/1.1", f"host: {self._authority}"]
@@ -135,33 +136,56 @@ class Http1Transport:
             connection.abort()
 
 
+class _Total:
+    """The deadline of a whole exchange, beside which the others may be shorter."""
+
+    def __init__(self, total_s: float | None) -> None:
+        self._total_s = total_s
+        self._until_s = asyncio.get_running_loop().time() + total_s if total_s is not None else 0.0
+
+    def at_most(self, phase: str, deadline_s: float) -> tuple[float, str]:
+        """Seconds that one wait may take, and the name of the deadline that passes then.
+
+        Raises:
+            DeadlinePassed: the whole one has.
+        """
+        if self._total_s is None:
+            return deadline_s, phase
+        left_s = self._until_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise DeadlinePassed("total", self._total_s)
+        return (deadline_s, phase) if deadline_s < left_s else (left_s, "total")
+
+
 class Http1Reply:
-    def __init__(self, connection: Connection, transport: Http1Transport, *, idle_s: float) -> None:
+    def __init__(self, connection: Connection, transport: Http1Transport, *, idle_s: float, total: _Total) -> None:
         self.status: int = connection.status
         self.headers: Mapping[str, str] = connection.headers
         self._connection = connection
         self._transport = transport
         self._idle_s = idle_s
+        self._total = total
         self._closed = False
+        self._packed = b""
+        encoding = self.headers.get("content-encoding")
+        self._inflate = _inflater(encoding) if encoding is not None else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        inflate = _inflater(self.headers.get("content-encoding", "identity"))
-        while piece := await self._connection.piece(self._idle_s):
-            if inflate is None:
-                yield piece
-                continue
-            while piece:
-                try:
-                    out = inflate.decompress(piece, INFLATE_BYTES)
-                except zlib.error as exc:
-                    raise ConnectionBroken(f"damaged compression: {exc}") from None
-                piece = inflate.unconsumed_tail
-                if out:
-                    yield out
-        if inflate is not None and not inflate.eof:
+    async def piece(self) -> bytes:
+        if self._inflate is None:
+            return await self._connection.piece(*self._total.at_most("idle", self._idle_s))
+        while packed := self._packed or await self._connection.piece(*self._total.at_most("idle", self._idle_s)):
+            try:
+                out: bytes = self._inflate.decompress(packed, INFLATE_BYTES)
+            except zlib.error as exc:
+                raise ConnectionBroken(f"damaged compression: {exc}") from None
+            self._packed = self._inflate.unconsumed_tail
+            if out:
+                return out
+        if not self._inflate.eof:
             raise ConnectionBroken("the compressed answer ended early")
+        return b""
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if self._closed:
             return
         self._closed = True

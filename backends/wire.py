@@ -131,19 +131,28 @@ def choices_of(body: Body) -> int:
     return max(1, body.read("n", int, 1)) * (len(prompts) if many else 1)
 
 
-class Delta(msgspec.Struct):
+NOTHING = msgspec.Raw(b"")
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+class Delta(msgspec.Struct, gc=False):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw(b"")  # `Raw | None` would take nothing but null
+    tool_calls: msgspec.Raw = NOTHING  # `Raw | None` would take nothing but null
 
     @property
     def size_bytes(self) -> int:
-        texts = (self.content, self.refusal, self.reasoning_content)
-        return sum(len(text.encode()) for text in texts if text) + len(bytes(self.tool_calls))
+        size = _size(self.content) if self.content else 0
+        if self.refusal or self.reasoning_content:
+            size += _size(self.refusal or "") + _size(self.reasoning_content or "")
+        return size + (len(bytes(self.tool_calls)) if self.tool_calls is not NOTHING else 0)
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     index: int = 0
     finish_reason: str | None = None
     delta: Delta | None = None
@@ -151,20 +160,20 @@ class Choice(msgspec.Struct):
 
     @property
     def size_bytes(self) -> int:
-        return (self.delta.size_bytes if self.delta else 0) + len((self.text or "").encode())
+        return (self.delta.size_bytes if self.delta is not None else 0) + (_size(self.text) if self.text else 0)
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """The part of a streamed chunk (or a whole answer) that a gateway has to understand."""
 
     model: str | None = None
     choices: list[Choice] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"")
+    error: msgspec.Raw = NOTHING
 
     @property
     def failed(self) -> bool:
-        return bytes(self.error) not in (b"", b"null")
+        return self.error is not NOTHING and bytes(self.error) not in (b"", b"null")
 
 
 _chunk = msgspec.json.Decoder(Chunk)
@@ -182,6 +191,22 @@ def read_chunk(data: bytes) -> Chunk:
         return _read_leniently(data)
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
+
+
+def read_chunks(datas: list[bytes]) -> list[Chunk] | None:
+    """Many at once. None: at least one of them needs `read_chunk` to be understood, or to be found wrong.
+
+    Between `}` and `{` no JSON value goes on, so as many objects as there are lines means one in each.
+    """
+    joined = b"\n".join(datas)
+    whole = joined.startswith(b"{") and joined.endswith(b"}") and joined.count(b"}\n{") == len(datas) - 1
+    if not whole and datas:
+        return None
+    try:
+        chunks = _chunk.decode_lines(joined)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    return chunks if len(chunks) == len(datas) else None
 
 
 def _read_leniently(data: bytes) -> Chunk:

@@ -12,6 +12,7 @@ from backends.encodings import Encodings
 from backends.llamacpp.fleet import Fleet
 from backends.registry import Connect, build_backends, connect
 from gateway import __version__
+from gateway.access_log import AccessLog
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.embeddings import Embeddings
@@ -45,7 +46,7 @@ from retrieval.ingestion import Ingestion
 from retrieval.lexical import LexicalIndex
 from retrieval.search import Searcher
 
-HOT = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/embeddings": EMBEDDINGS}
+HOT = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 ROUTES = [
     chat, completions, embeddings, list_models, get_model, health, ready, metrics,
@@ -119,6 +120,7 @@ def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect) -
         searchers=searchers,
         ingestions=ingestions,
         journal=journal,
+        access_log=AccessLog(),
         metrics=meters,
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         created_at=int(time.time()),

@@ -11,17 +11,18 @@ from policies.keys import Keys
 from policies.roles import Caller
 
 
-def authenticate(scope: Any, keys: Keys) -> Caller:
+def authenticate(authorization: bytes, path: str, keys: Keys) -> Caller:
     """
+    Args:
+        authorization: the header's value, empty where there is none.
+
     Raises:
         KeyUnknown, PathForbidden (under /admin), PathHidden (elsewhere)
     """
-    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    kind, _, secret = header.decode("latin-1").partition(" ")
+    kind, _, secret = authorization.decode("latin-1").partition(" ")
     if kind.lower() != "bearer" or not secret:
         raise KeyUnknown
     caller = keys.authenticate(secret.strip())
-    path = scope["path"]
     if not caller.may("paths", path):
         raise PathForbidden(path) if path.startswith("/admin") else PathHidden(path)
     return caller
@@ -30,4 +31,5 @@ def authenticate(scope: Any, keys: Keys) -> Caller:
 async def needs_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Litestar guard: the exchange knows its caller from here on. Async, because Litestar sends sync ones to a thread."""
     exchange: Exchange = connection.scope["exchange"]  # type: ignore[typeddict-item]
-    exchange.caller = authenticate(connection.scope, connection.app.state.services.keys)
+    authorization = dict(connection.scope["headers"]).get(b"authorization", b"")
+    exchange.caller = authenticate(authorization, connection.scope["path"], connection.app.state.services.keys)

@@ -2,18 +2,20 @@
 
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from backends.wire import Usage
-from gateway.errors import explain
+from gateway.errors import GatewayStopping, explain
 from gateway.exchange import Exchange
 from gateway.journal import Begin, End, Journal
 from gateway.metrics import Metrics
+from gateway.outlet import Outlet
 from policies.errors import QuotaExceeded
 from policies.quotas import Measure, QuotaStore
 
 BYTES_PER_TOKEN = 4
+ADMISSION = {Measure.REQUESTS: 1, Measure.CONCURRENT: 1}
 LEFT = 499
 """nginx's status for a client that left before its answer."""
 
@@ -27,22 +29,9 @@ class Bookkeeping:
         self._metrics = metrics
         self._clock = clock
 
-    @contextmanager
-    def of(self, exchange: Exchange) -> Iterator[None]:
+    def of(self, exchange: Exchange, outlet: Outlet) -> "_Open":
         """Around everything that is done for a request: its books are closed on every way out, with what happened."""
-        try:
-            yield
-        except (GeneratorExit, CancelledError):
-            exchange.outcome = "client_left"
-            raise
-        except BaseException as exc:
-            if isinstance(exc, QuotaExceeded):
-                exchange.standing |= exc.standings
-            told = explain(exc).meaning
-            exchange.error, exchange.status = told.code, told.status
-            raise
-        finally:
-            self.close(exchange)
+        return _Open(self, exchange, outlet)
 
     async def admit(self, exchange: Exchange) -> None:
         """A request and a slot, before anything else is done.
@@ -51,8 +40,7 @@ class Bookkeeping:
             QuotaExceeded
         """
         assert exchange.caller is not None
-        amounts = {Measure.REQUESTS: 1, Measure.CONCURRENT: 1}
-        exchange.standing = await self._quotas.reserve(exchange.id, exchange.caller.limits, amounts)
+        await self._quotas.reserve(exchange.id, exchange.caller.limits, ADMISSION)
 
     async def hold(self, exchange: Exchange, tokens: int) -> None:
         """At least this many tokens, before an engine is asked.
@@ -60,13 +48,13 @@ class Bookkeeping:
         Raises:
             QuotaExceeded
         """
-        exchange.standing = await self._quotas.raise_to(exchange.id, tokens)
+        await self._quotas.raise_to(exchange.id, tokens)
         exchange.held_tokens = max(exchange.held_tokens, tokens)
 
     @staticmethod
     def counts_tokens(exchange: Exchange) -> bool:
         assert exchange.caller is not None
-        return any(limit.measure is Measure.TOKENS for limit in exchange.caller.limits)
+        return exchange.caller.limits_tokens
 
     def begin(self, exchange: Exchange) -> None:
         """Before each attempt, with what is held by then; of several lines for one id the last counts.
@@ -80,8 +68,12 @@ class Bookkeeping:
         )
         exchange.began = True
 
-    def first_byte(self, exchange: Exchange) -> None:
-        seconds = exchange.overhead_s + exchange.waited_s
+    def first_byte(self, exchange: Exchange, now_s: float) -> None:
+        """The head is about to go out; `now_s` is on the performance clock."""
+        if not exchange.settled:
+            exchange.standing = self._quotas.standing(exchange.id)
+        seconds = now_s - exchange.started_s
+        exchange.overhead_s = seconds - exchange.waited_s
         self._metrics.first_byte(
             operation=exchange.operation,
             model=exchange.model,
@@ -108,7 +100,8 @@ class Bookkeeping:
             if exchange.began:
                 self._journal.end(self._end(exchange))
         finally:
-            exchange.standing |= self._quotas.settle(exchange.id, exchange.usage.total_tokens)
+            standing = self._quotas.settle(exchange.id, exchange.usage.total_tokens)
+            exchange.standing = {**exchange.standing, **standing}
 
     @staticmethod
     def _left_at_work(exchange: Exchange) -> bool:
@@ -135,3 +128,28 @@ class Bookkeeping:
             total_ms=int((time.perf_counter() - exchange.started_s) * 1000),
             at=self._clock(),
         )
+
+
+class _Open:
+    """The books of one request while it is worked on."""
+
+    def __init__(self, books: Bookkeeping, exchange: Exchange, outlet: Outlet) -> None:
+        self._books = books
+        self._exchange = exchange
+        self._outlet = outlet
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exchange = self._exchange
+        if isinstance(exc, CancelledError) and self._outlet.gone:
+            exchange.outcome = "client_left"
+        elif exc is not None:
+            if isinstance(exc, QuotaExceeded):
+                exchange.standing |= exc.standings
+            told = explain(GatewayStopping() if isinstance(exc, CancelledError) else exc).meaning
+            exchange.error, exchange.status = told.code, exchange.status or told.status
+        self._books.close(exchange)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,6 +13,7 @@ from backends.errors import BackendError, InvalidRequest
 from backends.wire import Body, Usage
 from gateway.bookkeeping import Bookkeeping
 from gateway.exchange import Exchange
+from gateway.outlet import Outlet
 from gateway.targets import Targets
 from gateway.tries import Tries
 from policies.errors import QuotaExceeded
@@ -31,11 +32,6 @@ SPECIAL_TOKENS = 2
 
 IDS_ENCODING = "cl100k_base"
 """What clients that send token ids have used: LangChain's fallback, and OpenAI's embedding models' own."""
-
-
-class Rendered(NamedTuple):
-    body: bytes
-    headers: dict[str, str]
 
 
 class Embeddings:
@@ -58,7 +54,7 @@ class Embeddings:
         self._sharing = sharing
         self._clock = clock
 
-    async def answer(self, exchange: Exchange, body: Body) -> Rendered:
+    async def answer(self, exchange: Exchange, body: Body, outlet: Outlet) -> None:
         """
         Raises:
             PolicyError, BackendError, RetrievalError, GatewayError
@@ -69,7 +65,7 @@ class Embeddings:
         encoding = body.read("encoding_format", str, "float")
         if encoding not in ("float", "base64"):
             raise InvalidRequest("'encoding_format' is float or base64.", param="encoding_format")
-        with self._books.of(exchange):
+        with self._books.of(exchange, outlet):
             await self._books.admit(exchange)
             texts = await self._texts(body)
             tries = Tries(
@@ -83,9 +79,9 @@ class Embeddings:
             self._books.count_cache(hits=embedded.hits, misses=len(texts) - embedded.hits)
             answer = msgspec.json.encode(render(embedded, model=exchange.model, encoding=encoding))
             exchange.outcome = "complete"
-            exchange.overhead_s = self._clock() - exchange.started_s - exchange.waited_s
             self._books.close(exchange)
-            return Rendered(answer, exchange.headers())
+            self._books.first_byte(exchange, self._clock())
+            await outlet.whole(answer, {"content-type": "application/json"})
 
     async def _embed(self, exchange: Exchange, tries: Tries, texts: list[str], body: Body) -> Embedded:
         waiting_since = self._clock()

@@ -47,6 +47,15 @@ class HeadersTooLarge(GatewayError):
         super().__init__(f"the request's headers are larger than {limit_bytes // 1024} KB")
 
 
+class GatewayStopping(GatewayError):
+    """The time that requests in work are given at a stop is over."""
+
+    retry_after_s = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("the gateway is stopping; try again")
+
+
 class StoreUnavailable(GatewayError):
     """The journal cannot be written, so nothing may be started."""
 
@@ -81,6 +90,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     BackendUnavailable: Meaning(503, "server_error", "backend_unavailable"),
     ModelFileUnusable: Meaning(503, "server_error", "backend_unavailable"),
     CollectionNotReady: Meaning(503, "server_error", "backend_unavailable"),
+    GatewayStopping: Meaning(503, "server_error", "backend_unavailable"),
     StoreUnavailable: Meaning(503, "server_error", "store_unavailable"),
     SQLAlchemyError: Meaning(503, "server_error", "store_unavailable"),
     BackendTimeout: Meaning(504, "server_error", "backend_timeout"),

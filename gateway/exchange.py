@@ -1,5 +1,6 @@
 """What is known of one request while it is being answered; read by the log, the journal and the metrics."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +9,10 @@ from policies.quotas import Measure, Standing
 from policies.roles import Caller
 
 NO_USAGE = Usage()
+
+
+def new_request_id() -> str:
+    return f"req_{os.urandom(16).hex()}"
 
 
 @dataclass(slots=True)
@@ -50,16 +55,18 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What the answer's head says about it."""
-        facts: Mapping[str, str | None] = {
-            "x-request-id": self.id,
-            "x-chasqui-backend": self.backend,
-            "x-chasqui-model": self.backend_model,
-            "x-chasqui-attempts": str(self.attempts) if self.attempts else None,
-            "x-chasqui-cache": self.cache,
-            "x-chasqui-retrieval": self.retrieval,
-            "x-chasqui-overhead-ms": f"{self.overhead_s * 1000:.2f}" if self.overhead_s else None,
-        }
-        return {name: value for name, value in facts.items() if value is not None} | limit_headers(self.standing)
+        headers = {"x-request-id": self.id}
+        if self.backend is not None:
+            headers["x-chasqui-backend"] = self.backend
+            headers["x-chasqui-model"] = self.backend_model or ""
+            headers["x-chasqui-attempts"] = str(self.attempts)
+        if self.cache is not None:
+            headers["x-chasqui-cache"] = self.cache
+        if self.retrieval is not None:
+            headers["x-chasqui-retrieval"] = self.retrieval
+        if self.overhead_s:
+            headers["x-chasqui-overhead-ms"] = f"{self.overhead_s * 1000:.2f}"
+        return headers | limit_headers(self.standing) if self.standing else headers
 
 
 def limit_headers(standing: Mapping[Measure, Standing]) -> dict[str, str]:

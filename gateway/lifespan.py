@@ -35,6 +35,7 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
             await backend.aclose()
         await services.fleet.aclose()
         services.journal.close()
+        services.access_log.flush()
         await services.database.dispose()
 
 

@@ -1,15 +1,25 @@
-"""uvicorn's HTTP protocol, with our shape for what it refuses before any application sees it."""
+"""The gateway's end of a client's connection, with our shape for what is refused before any application sees it."""
+
+import logging
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import FRAMEWORK, error_body
+from backends.asgi import RequestTimeout
+from backends.asgi_cycle import Headers
+from backends.asgi_http1 import MAX_HEAD_BYTES, HttpProtocol
+from gateway.errors import FRAMEWORK, MEANINGS, HeadersTooLarge, error_body
+from gateway.exchange import new_request_id
+
+access_log = logging.getLogger("chasqui.access")
 
 
-class Protocol(HttpToolsProtocol):
-    def send_400_response(self, msg: str) -> None:
-        """Bytes that are no HTTP request: one last answer, and the connection ends."""
-        body = msgspec.json.encode(error_body("This is not a valid HTTP/1.1 request.", FRAMEWORK[400]))
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
+class Protocol(HttpProtocol):
+    def refusal(self, status: int) -> tuple[bytes, Headers]:
+        meaning, words = {
+            400: (FRAMEWORK[400], "This is not a valid HTTP/1.1 request."),
+            408: (MEANINGS[RequestTimeout], "The request's head did not arrive in time."),
+            431: (MEANINGS[HeadersTooLarge], str(HeadersTooLarge(MAX_HEAD_BYTES))),
+        }[status]
+        name = new_request_id()
+        access_log.info("%s %s: %s", status, name, words)
+        return msgspec.json.encode(error_body(words, meaning)), [(b"x-request-id", name.encode())]

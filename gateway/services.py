@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.health import Watched
 from backends.llamacpp.fleet import Fleet
+from gateway.access_log import AccessLog
 from gateway.embeddings import Embeddings
 from gateway.journal import Journal
 from gateway.metrics import Metrics
@@ -33,6 +34,7 @@ class Services:
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]
     journal: Journal
+    access_log: AccessLog
     metrics: Metrics
     max_body_bytes: int
     created_at: int

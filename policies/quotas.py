@@ -38,7 +38,7 @@ Amounts = Mapping[Measure, int]
 class QuotaStore(Protocol):
     """Implementations: `quotas_memory.MemoryQuotas`. All calls for one request carry its id and may be repeated."""
 
-    async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> dict[Measure, Standing]:
+    async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> None:
         """Take all of `amounts` from all limits, or nothing.
 
         Raises:
@@ -46,12 +46,16 @@ class QuotaStore(Protocol):
         """
         ...
 
-    async def raise_to(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
+    async def raise_to(self, request_id: str, tokens: int) -> None:
         """Make the hold on tokens at least this large.
 
         Raises:
             QuotaExceeded: the hold is as it was.
         """
+        ...
+
+    def standing(self, request_id: str) -> dict[Measure, Standing]:
+        """Where the windows of a request that holds something stand, as far as that is known without waiting."""
         ...
 
     def settle(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
@@ -60,7 +64,7 @@ class QuotaStore(Protocol):
         More than was held becomes a debt. Never fails, never waits, does nothing for an id that holds nothing.
 
         Returns:
-            Where the windows stand now, as far as that is known without waiting.
+            As `standing`, afterwards.
         """
         ...
 

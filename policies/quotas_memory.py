@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from policies.errors import QuotaExceeded
 from policies.quotas import Amounts, Limit, Measure, Standing
@@ -63,11 +64,26 @@ class Gauge:
         self.value = 0
 
 
+class _Plan(NamedTuple):
+    """A caller's limits with their counters, looked up once per request; limits may share one."""
+
+    windows: list[tuple[Limit, Window]]
+    gauges: list[tuple[Limit, Gauge]]
+
+    def of(self, measure: Measure) -> list[Window]:
+        """Each once."""
+        found: list[Window] = []
+        for limit, window in self.windows:
+            if limit.measure is measure and window not in found:
+                found.append(window)
+        return found
+
+
 @dataclass(slots=True)
 class _Hold:
     """What one request has taken. Tokens may come in several parts, each in the slices of its own moment."""
 
-    limits: Sequence[Limit]
+    plan: _Plan
     gauges: list[Gauge]
     windows: list[Window]
     """Of tokens, each once."""
@@ -79,6 +95,8 @@ class _Hold:
         return sum(tokens for _, tokens in self.parts)
 
     def charge(self, tokens: int, now_s: float) -> None:
+        if tokens <= 0:
+            return
         slices = [window.slice_at(now_s) for window in self.windows]
         self.parts.append((slices, tokens))
         for window, number in zip(self.windows, slices, strict=True):
@@ -107,21 +125,24 @@ class MemoryQuotas:
         self._holds: dict[str, _Hold] = {}
         self._settled = 0
 
-    async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> dict[Measure, Standing]:
+    async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> None:
+        if request_id in self._holds:
+            return
         now_s = self._clock()
-        if request_id not in self._holds:
-            self._refuse_if_full(limits, amounts, now_s)
-            self._holds[request_id] = self._take(limits, amounts, now_s)
-        return self._standing(limits, now_s)
+        plan = self._planned(limits)
+        self._refuse_if_full(plan, amounts, now_s)
+        self._holds[request_id] = self._take(plan, amounts, now_s)
 
-    async def raise_to(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
-        now_s = self._clock()
+    async def raise_to(self, request_id: str, tokens: int) -> None:
         hold = self._holds[request_id]
         if (more := tokens - hold.tokens) > 0:
-            of_tokens = [limit for limit in hold.limits if limit.measure is Measure.TOKENS]
-            self._refuse_if_full(of_tokens, {Measure.TOKENS: more}, now_s, needed=tokens)
+            now_s = self._clock()
+            self._refuse_if_full(hold.plan, {Measure.TOKENS: more}, now_s, needed=tokens)
             hold.charge(more, now_s)
-        return self._standing(hold.limits, now_s)
+
+    def standing(self, request_id: str) -> dict[Measure, Standing]:
+        hold = self._holds.get(request_id)
+        return _standing(hold.plan, self._clock()) if hold is not None else {}
 
     def settle(self, request_id: str, tokens: int) -> dict[Measure, Standing]:
         hold = self._holds.pop(request_id, None)
@@ -136,24 +157,29 @@ class MemoryQuotas:
             gauge.value -= 1
         self._settled += 1
         if self._settled % FORGET_EVERY == 0:
-            held = {window for open_hold in self._holds.values() for window in open_hold.windows}
+            held = {window for open_hold in self._holds.values() for _, window in open_hold.plan.windows}
             self._windows = {
                 key: window for key, window in self._windows.items() if window in held or window.used(now_s)
             }
-        return self._standing(hold.limits, now_s)
+        return _standing(hold.plan, now_s)
 
     @property
     def open_holds(self) -> int:
         return len(self._holds)
 
-    def _refuse_if_full(
-        self, limits: Sequence[Limit], amounts: Amounts, now_s: float, *, needed: int | None = None
-    ) -> None:
+    def _refuse_if_full(self, plan: _Plan, amounts: Amounts, now_s: float, *, needed: int | None = None) -> None:
         worst: tuple[float, Limit, int] | None = None
-        for limit in limits:
+        for limit, gauge in plan.gauges:
+            amount = amounts.get(Measure.CONCURRENT, 0)
+            if amount and gauge.value + amount > limit.amount and (worst is None or worst[0] < 1.0):
+                worst = (1.0, limit, amount)
+        for limit, window in plan.windows:
             amount = amounts.get(limit.measure, 0)
-            wait_s = self._wait_s(limit, amount, needed, now_s)
-            if wait_s is not None and (worst is None or wait_s > worst[0]):
+            over = window.used(now_s) + amount - limit.amount
+            if amount == 0 or over <= 0:
+                continue
+            wait_s = math.inf if (needed or amount) > limit.amount else window.free_in_s(now_s, over)
+            if worst is None or wait_s > worst[0]:
                 worst = (wait_s, limit, needed or amount)
         if worst is not None:
             wait_s, limit, amount = worst
@@ -161,53 +187,40 @@ class MemoryQuotas:
                 limit,
                 needed=amount,
                 retry_after_s=None if math.isinf(wait_s) else wait_s,
-                standings=self._standing(limits, now_s),
+                standings=_standing(plan, now_s),
             )
 
-    def _wait_s(self, limit: Limit, amount: int, needed: int | None, now_s: float) -> float | None:
-        """Seconds until this limit would admit `amount`; None: it does now; infinite: it never will."""
-        if limit.per_s is None:
-            return 1.0 if self._gauge(limit).value + amount > limit.amount else None
-        window = self._window(limit)
-        over = window.used(now_s) + amount - limit.amount
-        if over <= 0 or amount == 0:
-            return None
-        return math.inf if (needed or amount) > limit.amount else window.free_in_s(now_s, over)
-
-    def _take(self, limits: Sequence[Limit], amounts: Amounts, now_s: float) -> _Hold:
+    def _take(self, plan: _Plan, amounts: Amounts, now_s: float) -> _Hold:
         """Limits that share a counter take from it once."""
-        gauges = list(dict.fromkeys(self._gauge(limit) for limit in limits if limit.per_s is None))
-        gauges = gauges * amounts.get(Measure.CONCURRENT, 0)
+        gauges = list(dict.fromkeys(gauge for _, gauge in plan.gauges)) * amounts.get(Measure.CONCURRENT, 0)
         for gauge in gauges:
             gauge.value += 1
-        for window in self._windows_of(limits, Measure.REQUESTS):
-            window.add(window.slice_at(now_s), amounts.get(Measure.REQUESTS, 0))
-        hold = _Hold(limits, gauges, self._windows_of(limits, Measure.TOKENS))
+        if requests := amounts.get(Measure.REQUESTS, 0):
+            for window in plan.of(Measure.REQUESTS):
+                window.add(window.slice_at(now_s), requests)
+        hold = _Hold(plan, gauges, plan.of(Measure.TOKENS))
         hold.charge(amounts.get(Measure.TOKENS, 0), now_s)
         return hold
 
-    def _windows_of(self, limits: Sequence[Limit], measure: Measure) -> list[Window]:
-        return list(dict.fromkeys(self._window(limit) for limit in limits if limit.measure is measure))
-
-    def _standing(self, limits: Sequence[Limit], now_s: float) -> dict[Measure, Standing]:
-        standings: dict[Measure, Standing] = {}
+    def _planned(self, limits: Sequence[Limit]) -> _Plan:
+        plan = _Plan([], [])
         for limit in limits:
             if limit.per_s is None:
-                continue
-            window = self._window(limit)
-            remaining = max(0, limit.amount - window.used(now_s))
-            known = standings.get(limit.measure)
-            if known is None or remaining < known.remaining:
-                standings[limit.measure] = Standing(limit.amount, remaining, window.reset_in_s(now_s))
-        return standings
+                plan.gauges.append((limit, self._gauges.setdefault(limit.scope, Gauge())))
+            else:
+                key = (limit.scope, limit.measure, limit.per_s)
+                window = self._windows.get(key)
+                if window is None:
+                    window = self._windows[key] = Window(limit.per_s)
+                plan.windows.append((limit, window))
+        return plan
 
-    def _window(self, limit: Limit) -> Window:
-        assert limit.per_s is not None
-        key = (limit.scope, limit.measure, limit.per_s)
-        window = self._windows.get(key)
-        if window is None:
-            window = self._windows[key] = Window(limit.per_s)
-        return window
 
-    def _gauge(self, limit: Limit) -> Gauge:
-        return self._gauges.setdefault(limit.scope, Gauge())
+def _standing(plan: _Plan, now_s: float) -> dict[Measure, Standing]:
+    standings: dict[Measure, Standing] = {}
+    for limit, window in plan.windows:
+        remaining = max(0, limit.amount - window.used(now_s))
+        known = standings.get(limit.measure)
+        if known is None or remaining < known.remaining:
+            standings[limit.measure] = Standing(limit.amount, remaining, window.reset_in_s(now_s))
+    return standings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
 
-from policies.quotas import Limit, limits_of
+from policies.quotas import Limit, Measure, limits_of
 from policies.settings import LimitSettings, RoleSettings
 
 ADMIN = RoleSettings(name="admin", collections=["*"], paths=["*"])
@@ -58,7 +58,9 @@ class Caller:
 
     def may(self, kind: str, name: str) -> bool:
         """`kind`: models, collections, prompts, backends or paths."""
-        return name in self.role.allowed[kind] and all(name in allowed for own, allowed in self.narrowed if own == kind)
+        if name not in self.role.allowed[kind]:
+            return False
+        return not self.narrowed or all(name in allowed for own, allowed in self.narrowed if own == kind)
 
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
@@ -67,3 +69,7 @@ class Caller:
             *limits_of(self.role.settings.limits, scope=f"{self.key_id}/role"),
             *limits_of(self.own_limits, scope=self.key_id),
         )
+
+    @cached_property
+    def limits_tokens(self) -> bool:
+        return any(limit.measure is Measure.TOKENS for limit in self.limits)

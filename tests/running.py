@@ -64,7 +64,14 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
         try:
             database = await open_database(loaded.settings.store.url)
             app = create_app(loaded, database)
-            options = {"lifespan": "on", "log_config": None, "access_log": False, "ws": "none", "http": Protocol}
+            options = {
+                "lifespan": "on",
+                "log_config": None,
+                "access_log": False,
+                "ws": "none",
+                "http": Protocol,
+                "proxy_headers": False,
+            }
             server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **options))  # type: ignore[arg-type]
             state.update(server=server, services=app.services)
             serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -24,7 +24,7 @@ from backends.llamacpp.answers import Shape, embeddings_object
 from backends.llamacpp.chat_template import ChatTemplate
 from backends.llamacpp.parameters import Wanted, read_inputs, read_messages, read_prompts, read_wanted
 from backends.llamacpp.scheduler import Scheduler
-from backends.relay import TOKEN_COMMENT
+from backends.stream_watch import TOKEN_COMMENT
 from backends.wire import Body, Usage
 
 log = logging.getLogger("chasqui.worker")
@@ -84,12 +84,14 @@ class WorkerApi:
         elif scope["method"] != "POST":
             await send_error(send, 405, f"{scope['path']} takes POST", code="method_not_allowed")
         else:
-            await self._answer(self._handlers[path], headers, receive, send)
+            await self._answer(self._handlers[path], headers, scope, receive, send)
 
-    async def _answer(self, handler: Handler, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, handler: Handler, headers: dict[bytes, bytes], scope: dict[str, Any], receive: Receive, send: Send
+    ) -> None:
         try:
             body = Body(await read_body(receive, limit_bytes=MAX_BODY_BYTES))
-            await until_gone(receive, send, lambda watched: handler(body, watched, headers))
+            await until_gone(scope, handler(body, send, headers))
         except InvalidRequest as exc:
             await send_error(send, 400, str(exc), param=exc.param, code=exc.code)
         except BackendBusy as exc:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import uvicorn
 
+from backends.asgi_http1 import HttpProtocol
 from backends.errors import BackendError
 from backends.llamacpp.api import WorkerApi
 from backends.llamacpp.engine import Engine
@@ -66,6 +67,7 @@ async def serve(options: argparse.Namespace, key: str) -> None:
     listener = _listen(options)
     config = uvicorn.Config(
         api,
+        http=HttpProtocol,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -78,6 +78,7 @@ async def serve(loaded: Loaded, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_S,
     )

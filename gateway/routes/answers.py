@@ -34,7 +34,7 @@ async def body_of(request: Request[Any, Any, Any]) -> Body:
         await read_body(
             cast(Receive, request.receive),
             limit_bytes=services_of(request).max_body_bytes,
-            announced_bytes=announced_bytes(request.scope),
+            announced_bytes=announced_bytes(dict(request.scope["headers"])),
         )
     )
 

@@ -3,19 +3,18 @@
 from litestar import post
 from litestar.types import ASGIApp
 
-from backends.asgi import Send, send_whole
 from backends.wire import Body
 from gateway.exchange import Exchange
+from gateway.outlet import Outlet
 from gateway.routes.hot import HotRoute
 from gateway.services import Services
 
 
-async def embed(services: Services, exchange: Exchange, body: Body, send: Send) -> None:
-    answer, headers = await services.embeddings.answer(exchange, body)
-    await send_whole(send, 200, answer, {"content-type": "application/json"} | headers)
+async def embed(services: Services, exchange: Exchange, body: Body, outlet: Outlet) -> None:
+    await services.embeddings.answer(exchange, body, outlet)
 
 
-EMBEDDINGS = HotRoute("embeddings", embed)
+EMBEDDINGS = HotRoute("/v1/embeddings", "embeddings", embed)
 
 
 @post("/v1/embeddings", status_code=200, tags=["OpenAI"], summary="Embeddings")

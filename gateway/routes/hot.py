@@ -4,64 +4,96 @@
 path that only its router understands; there they lead to the same `HotRoute`, so there is one way to answer.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from backends.asgi import Receive, Send, read_body, send_json, until_gone
+from backends.asgi import BodyTooLarge, Message, Receive, Send, read_body, until_gone
 from backends.wire import Body
 from gateway.auth import authenticate
-from gateway.errors import explain_to
+from gateway.errors import GatewayStopping
 from gateway.exchange import Exchange
+from gateway.outlet import Outlet
 from gateway.services import Services
 
-Work = Callable[[Services, Exchange, Body, Send], Awaitable[None]]
+Work = Callable[[Services, Exchange, Body, Outlet], Awaitable[None]]
 """Answers a request whose caller and body are known; failures before the first byte leave it as exceptions."""
 
 
 class HotRoute:
     """
     Args:
+        path: its only name; a router may find it by other spellings, and they mean this one everywhere behind it.
         operation: what the metrics call it.
     """
 
-    def __init__(self, operation: str, work: Work) -> None:
+    def __init__(self, path: str, operation: str, work: Work) -> None:
+        self.path = path
         self._operation = operation
         self._work = work
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         services: Services = scope["services"]
         exchange: Exchange = scope["exchange"]
-        exchange.operation = self._operation
-        exchange.caller = authenticate(scope, services.keys)
-        body = Body(
-            await read_body(receive, limit_bytes=services.max_body_bytes, announced_bytes=announced_bytes(scope))
-        )
-        if not await until_gone(receive, send, lambda watched: self._work(services, exchange, body, watched)):
-            exchange.outcome = "client_left"
+        exchange.operation, exchange.path = self._operation, self.path
+        headers = dict(scope["headers"])
+        outlet = Outlet(exchange, scope, send)
+        try:
+            exchange.caller = authenticate(headers.get(b"authorization", b""), self.path, services.keys)
+            body = Body(await _body(scope, headers, receive, services.max_body_bytes))
+            if not await until_gone(scope, self._work(services, exchange, body, outlet)):
+                exchange.outcome = "client_left"
+        except asyncio.CancelledError:
+            await outlet.failure(GatewayStopping())
+            raise
+        except Exception as exc:  # noqa: BLE001 - the edge of a request, as the framework's handler is for the others
+            await outlet.failure(exc)
+
+
+async def _body(scope: Any, headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> bytes:
+    """A body that arrived with its head is taken as it is; `read_body` keeps an eye on the others."""
+    announced = announced_bytes(headers)
+    if scope["peer"].body_arrived and announced <= limit_bytes:
+        body: bytes = (await receive())["body"]
+        if len(body) <= limit_bytes:
+            return body
+        raise BodyTooLarge(limit_bytes)
+    return await read_body(receive, limit_bytes=limit_bytes, announced_bytes=announced)
 
 
 class HotPath:
     """ASGI: answers POSTs to hot routes itself and hands everything else on."""
 
-    def __init__(self, app: Any, routes: Mapping[str, HotRoute]) -> None:
+    def __init__(self, app: Any, routes: Iterable[HotRoute]) -> None:
         self._app = app
-        self._routes = routes
+        self._routes = {route.path: route for route in routes}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if route is None:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
+        route = self._routes.get(scope["path"])
+        if route is not None and scope["method"] == "POST":
             await route(scope, receive, send)
-        except Exception as exc:  # noqa: BLE001 - the edge of a request, as the framework's handler is for the others
-            exchange: Exchange = scope["exchange"]
-            failure = explain_to(exchange, exc)
-            if not exchange.head_sent:
-                await send_json(send, failure.meaning.status, failure.body, exchange.headers() | failure.headers)
+        else:
+            await self._app(scope, receive, _observed(scope["exchange"], send))
 
 
-def announced_bytes(scope: Any) -> int:
+def _observed(exchange: Exchange, send: Send) -> Send:
+    """`send` of the framework's answers: they carry the request's id, and the exchange knows their status."""
+    name = (b"x-request-id", exchange.id.encode())
+
+    async def observed_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status, exchange.head_sent = message["status"], True
+            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
+            message["headers"] = [*headers, name]
+        await send(message)
+
+    return observed_send
+
+
+def announced_bytes(headers: Mapping[bytes, bytes]) -> int:
     """The request's content-length; 0 where there is none."""
-    value = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    value = headers.get(b"content-length", b"0")
     return int(value) if value.isdigit() else 0

@@ -1,7 +1,8 @@
 """A `Transport` in memory that plays scripted answers and remembers what it was asked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 from backends.transport import Reply, Request
 
@@ -15,20 +16,21 @@ class FakeReply:
         self.headers = headers
         self.closed = 0
         self.delivered = 0
-        self._pieces = pieces
+        self._pieces = deque(pieces)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            match piece:
+    async def piece(self) -> bytes:
+        while self._pieces:
+            match piece := self._pieces.popleft():
                 case bytes():
                     self.delivered += 1
-                    yield piece
+                    return piece
                 case asyncio.Event():
                     await piece.wait()
                 case Exception():
                     raise piece
+        return b""
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         self.closed += 1
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backends.http1 import HIGH_WATER_BYTES
 from backends.settings import Timeouts
-from backends.transport import ConnectFailed, ConnectionBroken, Request, TransportError
+from backends.transport import ConnectFailed, ConnectionBroken, Request, TransportError, pieces_of
 from backends.transport_http1 import Http1Transport
 
 pytestmark = pytest.mark.anyio
@@ -75,9 +75,9 @@ def answering(*answers: bytes) -> Callable[[int, asyncio.StreamReader, asyncio.S
 async def ask(transport: Http1Transport, **timeouts: float) -> bytes:
     reply = await transport.send(Request("GET", "/", {}, b"", Timeouts(**{"idle_s": 5, "first_byte_s": 5} | timeouts)))
     try:
-        return b"".join([piece async for piece in reply.chunks()])
+        return b"".join([piece async for piece in pieces_of(reply)])
     finally:
-        await reply.aclose()
+        reply.close()
 
 
 async def test_a_clean_connection_serves_many_requests() -> None:
@@ -157,7 +157,7 @@ async def test_interim_answers_are_passed_over() -> None:
     async with serving(answering(b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + WHOLE)) as (transport, _):
         reply = await transport.send(Request("GET", "/", {}, b"", Timeouts()))
         assert (reply.status, "link" in reply.headers) == (200, False)
-        await reply.aclose()
+        reply.close()
 
 
 async def test_endless_heads_and_trailers_are_cut_off() -> None:
@@ -205,14 +205,14 @@ async def test_a_slow_reader_stops_the_server_instead_of_filling_memory() -> Non
 
     async with serving(behave) as (transport, _):
         reply = await transport.send(Request("GET", "/", {}, b"", Timeouts()))
-        pieces = reply.chunks()
+        pieces = pieces_of(reply)
         await anext(pieces)
         while not reply._connection._paused:  # until we take no more
             await asyncio.sleep(0)
         assert reply._connection._buffered <= HIGH_WATER_BYTES + 512 * 1024
         assert sent < 32 * 1024 * 1024
         total = len(b"".join([piece async for piece in pieces]))
-        await reply.aclose()
+        reply.close()
     assert total > 60 * 1024 * 1024
 
 
@@ -229,7 +229,7 @@ async def test_an_early_answer_to_a_large_upload_is_heard_and_the_connection_is_
         for _ in range(2):
             reply = await transport.send(request)
             assert reply.status == 413
-            await reply.aclose()
+            reply.close()
     assert server.connections == 2
 
 
@@ -246,7 +246,7 @@ async def test_a_large_body_arrives_whole() -> None:
     async with serving(behave) as (transport, _):
         reply = await transport.send(Request("POST", "/", {}, body, Timeouts()))
         assert reply.status == 200
-        await reply.aclose()
+        reply.close()
     assert got == [body]
 
 

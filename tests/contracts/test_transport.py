@@ -6,12 +6,13 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backends.settings import Timeouts
-from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Reply, Request
+from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Reply, Request, pieces_of
 from backends.transport_aiohttp import AiohttpTransport
 from backends.transport_http1 import Http1Transport
 
@@ -105,9 +106,9 @@ def request(**timeouts: float) -> Request:
 
 async def body_of(reply: Reply) -> bytes:
     try:
-        return b"".join([piece async for piece in reply.chunks()])
+        return b"".join([piece async for piece in pieces_of(reply)])
     finally:
-        await reply.aclose()
+        reply.close()
 
 
 async def test_a_request_goes_out_as_given_and_its_answer_comes_back() -> None:
@@ -137,11 +138,11 @@ async def test_pieces_come_as_they_are_sent() -> None:
 
     async with serving(behave) as (transport, _), asyncio.timeout(5):
         reply = await transport.send(request())
-        pieces = reply.chunks()
+        pieces = pieces_of(reply)
         assert await anext(pieces) == b"ab"
         more.set()
         assert [piece async for piece in pieces] == [b"c"]
-        await reply.aclose()
+        reply.close()
 
 
 async def test_a_connection_is_used_again_after_a_whole_answer() -> None:
@@ -168,11 +169,11 @@ async def test_closing_an_unfinished_reply_closes_its_connection() -> None:
 
     async with serving(behave) as (transport, connections), asyncio.timeout(5):
         reply = await transport.send(request())
-        assert await anext(reply.chunks()) == b"ab"
-        await reply.aclose()
+        assert await anext(pieces_of(reply)) == b"ab"
+        reply.close()
         await noticed.wait()
         second = await transport.send(request())
-        await second.aclose()
+        second.close()
         assert (closed[0], len(connections)) == (True, 2)
 
 
@@ -292,6 +293,20 @@ async def test_no_head_in_time_passes_the_first_byte_deadline() -> None:
     assert (caught.value.phase, caught.value.deadline_s) == ("first_byte", 0.05)
 
 
+@pytest.mark.parametrize("where", ["head", "body"])
+async def test_the_whole_exchange_has_a_deadline_of_its_own(where: str) -> None:
+    async def behave(connection: Connection) -> None:
+        await connection.request()
+        if where == "body":
+            await connection.say(CHUNKED + b"2\r\nab\r\n")
+        await connection.closed_by_client()
+
+    async with serving(behave) as (transport, _):
+        with pytest.raises(DeadlinePassed) as caught:
+            await body_of(await transport.send(replace(request(), total_s=0.05)))
+    assert caught.value.phase == "total"
+
+
 async def test_silence_between_pieces_passes_the_idle_deadline() -> None:
     async def behave(connection: Connection) -> None:
         await connection.request()
@@ -300,11 +315,11 @@ async def test_silence_between_pieces_passes_the_idle_deadline() -> None:
 
     async with serving(behave) as (transport, _):
         reply = await transport.send(request(idle_s=0.05))
-        pieces = reply.chunks()
+        pieces = pieces_of(reply)
         assert await anext(pieces) == b"ab"
         with pytest.raises(DeadlinePassed) as caught:
             await anext(pieces)
-        await reply.aclose()
+        reply.close()
     assert (caught.value.phase, caught.value.deadline_s) == ("idle", 0.05)
 
 

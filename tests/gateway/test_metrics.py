@@ -5,7 +5,7 @@ import secrets
 import httpx
 import pytest
 
-from gateway.exchange import limit_headers, span
+from gateway.exchange import Exchange, limit_headers, span
 from gateway.metrics import Metrics
 from policies.quotas import Measure, Standing
 from tests.running import Gateway
@@ -35,9 +35,8 @@ def test_random_names_paths_agents_and_keys_make_no_new_series(gateway: Gateway)
 def test_a_code_that_an_upstream_invented_counts_as_other() -> None:
     metrics = Metrics(models=["m"], backends=["b"], errors=["upstream_error"])
     for error in ("invented_by_upstream", "upstream_error", ""):
-        metrics.request(
-            operation="chat", model="m", backend="b", status=400, outcome="failed", seconds=0.1, error=error
-        )
+        exchange = Exchange("req_1", "/", 0.0, operation="chat", model="m", backend="b", error=error)
+        metrics.observe(exchange, 400, 0.1)
     text = metrics.render().decode()
     assert "invented" not in text
     assert 'error_type="other"' in text

@@ -94,16 +94,16 @@ def test_legacy_completions_answer_strings_lists_and_streams(gateway: Gateway) -
 @pytest.mark.anyio
 async def test_the_asynchronous_client_chats_streams_and_embeds(gateway: Gateway) -> None:
     async with gateway.async_sdk() as client:
-        answer = await client.chat.completions.create(model="guide", messages=ASK, max_tokens=4)
+        answer = await client.chat.completions.create(model="guide", messages=ASK, max_tokens=4, temperature=0)
         assert answer.choices[0].message.content
         text = ""
         async with await client.chat.completions.create(
-            model="guide", messages=ASK, max_tokens=4, stream=True
+            model="guide", messages=ASK, max_tokens=4, temperature=0, stream=True
         ) as stream:
             async for chunk in stream:
                 text += chunk.choices[0].delta.content or ""
         assert text
-        legacy = await client.completions.create(model="guide", prompt="the", max_tokens=2)
+        legacy = await client.completions.create(model="guide", prompt="the", max_tokens=2, temperature=0)
         assert legacy.choices[0].text
         embedded = await client.embeddings.create(model="minilm", input="hello")
         assert len(embedded.data[0].embedding) == 384

@@ -16,7 +16,7 @@ from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.synthetic import CONTROL, vocabulary
 from backends.relay import Relay
 from backends.settings import Timeouts
-from backends.transport import Request
+from backends.transport import Request, pieces_of
 from backends.transport_http1 import Http1Transport
 from tests.backends.llamacpp.local import call, chat, embedding, events, legacy, running, settings, texts
 
@@ -331,12 +331,12 @@ async def test_everything_but_health_needs_the_key_and_a_path_that_is_there(
     relay: Relay, method: str, path: str, key: str, status: int
 ) -> None:
     own: Http1Transport = relay._transport
-    right = relay._headers["authorization"]
+    right = relay._whole_headers["authorization"]
     transport = Http1Transport("http://worker/v1", socket_path=own._socket_path)
     headers = {"authorization": right if key == "right" else f"Bearer {key}"} if key else {}
     reply = await transport.send(Request(method, path, headers, b"nonsense" if method == "POST" else b"", Timeouts()))
-    body = json.loads(b"".join([piece async for piece in reply.chunks()]))
-    await reply.aclose()
+    body = json.loads(b"".join([piece async for piece in pieces_of(reply)]))
+    reply.close()
     await transport.aclose()
     assert (reply.status, status == 200 or bool(body["error"]["message"])) == (status, True)
     if path == "/models" and status == 200:

@@ -1,0 +1,181 @@
+"""One HTTP request and its answer, as an ASGI application sees them; `asgi_http1` owns the connection they travel on."""
+
+import asyncio
+import http
+from collections.abc import Callable
+from typing import Any, Protocol
+
+HIGH_WATER_BYTES = 256 * 1024
+
+STATUS_LINES = {
+    status: f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ''}\r\n".encode()
+    for status in range(100, 600)
+}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Line(Protocol):
+    """What a cycle needs of its connection."""
+
+    @property
+    def default_headers(self) -> Headers: ...
+
+    @property
+    def writable(self) -> "asyncio.Future[None] | None":
+        """Something to wait for before more is written, where the client is slow."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def answered(self, *, keep_alive: bool) -> None:
+        """The answer's end has been written."""
+        ...
+
+
+class Cycle:
+    """One request and its answer. `receive` and `send` are the application's."""
+
+    def __init__(self, line: Line, scope: dict[str, Any], headers: Headers, *, keep_alive: bool) -> None:
+        self.scope = scope
+        self.task: asyncio.Task[None] | None = None
+        self.gone = False
+        self.answered = False
+        self.keep_alive = keep_alive
+        scope["peer"] = self
+        self._line = line
+        self._expects_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+        self._pieces: list[bytes] = []
+        self._buffered = 0
+        self._complete = False
+        self._delivered = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._callback: Callable[[], None] | None = None
+        self._head: bytes | None = None
+        self._status = 0
+        self._chunked = False
+        self._left: int | None = None
+        """Bytes of the body still to come, where its length was announced."""
+
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` when the client leaves before its answer is complete; None: nobody wants to know any more."""
+        self._callback = callback
+        if self.gone and callback is not None:
+            callback()
+
+    @property
+    def body_arrived(self) -> bool:
+        """All of the request is here: the next `receive` has it and need not wait."""
+        return self._complete
+
+    # from the connection
+
+    def feed(self, body: bytes) -> None:
+        if self.answered:
+            return  # nobody reads it any more
+        self._pieces.append(body)
+        self._buffered += len(body)
+        if self._buffered > HIGH_WATER_BYTES:
+            self._line.pause_reading()
+        self._wake()
+
+    def fed(self) -> None:
+        self._complete = True
+        self._wake()
+
+    def lost(self) -> None:
+        if self.answered:
+            return
+        self.gone = True
+        self._wake()
+        if self._callback is not None:
+            self._callback()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ASGI
+
+    async def receive(self) -> dict[str, Any]:
+        while True:
+            if self.gone or self.answered:
+                return {"type": "http.disconnect"}
+            if self._pieces or (self._complete and not self._delivered):
+                return self._request()
+            if self._expects_continue and not self._complete:
+                self._expects_continue = False
+                self._line.write(CONTINUE)
+            self._line.resume_reading()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _request(self) -> dict[str, Any]:
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._buffered = 0
+        self._delivered = self._complete
+        return {"type": "http.request", "body": body, "more_body": not self._complete}
+
+    async def send(self, message: Any) -> None:
+        if (writable := self._line.writable) is not None:
+            await writable
+        if self.gone:
+            return
+        if self._status == 0:
+            self._begin(message)
+        elif not self.answered:
+            self._write(message.get("body", b""), last=not message.get("more_body", False))
+        else:
+            raise RuntimeError(f"{message['type']} after the answer's end")
+
+    def _begin(self, message: Any) -> None:
+        """The head waits for the first piece of the body, so that both go out in one write."""
+        self._status = message["status"]
+        headers: Headers = [*self._line.default_headers, *message.get("headers", ())]
+        known = dict(headers)
+        length = known.get(b"content-length")
+        bodiless = self.scope["method"] == "HEAD" or self._status in (204, 304)
+        self._left = 0 if bodiless else int(length) if length is not None else None
+        if self._left is None:
+            if self.scope["http_version"] == "1.0":
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                headers.append((b"transfer-encoding", b"chunked"))
+        self.keep_alive = self.keep_alive and known.get(b"connection", b"").lower() != b"close"
+        if not self.keep_alive and b"connection" not in known:
+            headers.append((b"connection", b"close"))
+        lines = b"\r\n".join([b"%b: %b" % pair for pair in headers])
+        if lines.count(b"\n") != len(headers) - 1 or lines.count(b"\r") != len(headers) - 1:
+            raise RuntimeError("a header of the answer holds a line end")
+        self._head = STATUS_LINES[self._status] + lines + b"\r\n\r\n"
+
+    def _write(self, body: bytes, *, last: bool) -> None:
+        data = self._framed(body, last=last)
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        if data:
+            self._line.write(data)
+        if last:
+            self.answered = True
+            self._wake()
+            self._line.answered(keep_alive=self.keep_alive)
+
+    def _framed(self, body: bytes, *, last: bool) -> bytes:
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            return data + b"0\r\n\r\n" if last else data
+        if self._left is None:
+            return body
+        if self.scope["method"] == "HEAD":
+            return b""
+        self._left -= len(body)
+        if self._left < 0 or (last and self._left):
+            raise RuntimeError("the answer's body is not as long as was announced")
+        return body
