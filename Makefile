@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/sh
+SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean bench-relay
+.PHONY: help run test lint format lock clean bench-relay bench-peers soak
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -23,8 +24,13 @@ lint: .venv/dev.stamp ## ruff, mypy, import-linter, size ceilings
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m tests.house.sizes
 
-bench-relay: .venv/dev.stamp ## what the gateway adds to a relayed request, beside nginx (needs wrk)
+bench-relay: .venv/dev.stamp ## what the gateway adds to a relayed request, beside nginx and its peers (needs wrk)
 	@$(BIN)/python -m tests.bench.relay
+
+soak: .venv/dev.stamp ## half load for SOAK_MINUTES (30): memory, descriptors and tasks of the gateway must not grow
+	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m tests.bench.soak
+
+bench-peers: .venv-bench/litellm.stamp .venv-bench/portkey.stamp ## install LiteLLM and Portkey for bench-relay (needs npm)
 
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
@@ -35,8 +41,8 @@ lock: .venv/dev.stamp ## resolve pyproject.toml into the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements.lock --group dev -o requirements-dev.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements.lock --group build -o requirements-build.lock
 
-clean: ## remove .venv and caches (var/ stays)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove .venv, .venv-bench and caches (var/ stays)
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/run.stamp: requirements.lock requirements-build.lock gateway/install.py backends/llamacpp/build.cmake
 	@$(PYTHON) -P gateway/install.py requirements.lock
@@ -44,4 +50,16 @@ clean: ## remove .venv and caches (var/ stays)
 
 .venv/dev.stamp: .venv/run.stamp requirements-dev.lock
 	@$(PYTHON) -P gateway/install.py requirements.lock requirements-dev.lock
+	@touch $@
+
+.venv-bench/litellm.stamp: tests/bench/litellm.txt
+	@$(PYTHON) -m venv .venv-bench/litellm
+	@.venv-bench/litellm/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
+
+# No lock file is kept: it would name the registry's address. No scripts run: Portkey's one does nothing.
+.venv-bench/portkey.stamp: tests/bench/portkey/package.json
+	@mkdir -p .venv-bench/portkey
+	@cp $< .venv-bench/portkey/package.json
+	@npm install --prefix .venv-bench/portkey --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@

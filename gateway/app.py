@@ -20,6 +20,7 @@ from gateway.errors import CODES, answer_failure
 from gateway.journal import Journal
 from gateway.lifespan import lifespan
 from gateway.metrics import Metrics
+from gateway.openapi import complete
 from gateway.pipeline import Pipeline
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
 from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
@@ -54,13 +55,15 @@ ROUTES = [
 ]  # fmt: skip
 
 
-def create_app(loaded: Loaded, database: AsyncEngine, *, connect: Connect = connect) -> Telemetry:
+def create_app(
+    loaded: Loaded, database: AsyncEngine, *, connect: Connect = connect, access_log: AccessLog | None = None
+) -> Telemetry:
     """The ASGI application. Nothing is opened yet: that is the lifespan's.
 
     Raises:
         ModelFileUnusable, PromptInvalid: with everything that is missing or wrong.
     """
-    services = build_services(loaded, database, connect=connect)
+    services = build_services(loaded, database, connect=connect, access_log=access_log or AccessLog())
     app = Litestar(
         route_handlers=ROUTES,
         lifespan=[lifespan],
@@ -75,11 +78,12 @@ def create_app(loaded: Loaded, database: AsyncEngine, *, connect: Connect = conn
         logging_config=None,
         request_max_body_size=None,  # `read_body` stops at the configured limit, before anything is decoded
     )
+    complete(app.openapi_schema)
     app.state.services = services
     return Telemetry(HotPath(app, HOT), services)
 
 
-def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect) -> Services:
+def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect, access_log: AccessLog) -> Services:
     settings = loaded.settings
     meters = Metrics(
         models=[model.name for model in settings.models],
@@ -120,7 +124,7 @@ def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect) -
         searchers=searchers,
         ingestions=ingestions,
         journal=journal,
-        access_log=AccessLog(),
+        access_log=access_log,
         metrics=meters,
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         created_at=int(time.time()),

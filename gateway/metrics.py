@@ -1,8 +1,9 @@
 """What Prometheus scrapes. Label values come from the configuration, never from a request: unknown names are `other`."""
 
+import asyncio
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, generate_latest
 
 from gateway.exchange import Exchange
 from gateway.series import Counter, Histogram
@@ -67,6 +68,9 @@ class Metrics:
         self._chunks = Gauge(
             "chasqui_collection_chunks", "Chunks in the index.", ["collection"], registry=self.registry
         )
+        tasks = Gauge("chasqui_event_loop_tasks", "asyncio tasks that are not done.", registry=self.registry)
+        tasks.set_function(running_tasks)
+        ProcessCollector(registry=self.registry)
 
     def observe(self, exchange: Exchange, status: int, seconds: float) -> None:
         """An answered request, whatever its end."""
@@ -96,3 +100,11 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def running_tasks() -> int:
+    """Of the loop that renders; 0 outside of one."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

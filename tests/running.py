@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 import yaml
 
+from gateway.access_log import AccessLog
 from gateway.app import create_app
 from gateway.database import open_database
 from gateway.server import Protocol
@@ -29,6 +30,8 @@ class Gateway:
     url: str
     services: Services
     home: Path
+    log: list[str]
+    """What the access log has written, a text of several lines at a time."""
     key: str = ADMIN_KEY
 
     @property
@@ -59,11 +62,12 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     listener = socket.create_server(("127.0.0.1", 0))
     ready: threading.Event = threading.Event()
     state: dict[str, Any] = {}
+    log: list[str] = []
 
     async def serve() -> None:
         try:
             database = await open_database(loaded.settings.store.url)
-            app = create_app(loaded, database)
+            app = create_app(loaded, database, access_log=AccessLog(log.append))
             options = {
                 "lifespan": "on",
                 "log_config": None,
@@ -89,7 +93,7 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     if "failure" in state:
         raise state["failure"]
     try:
-        yield Gateway(f"http://127.0.0.1:{listener.getsockname()[1]}", state["services"], home)
+        yield Gateway(f"http://127.0.0.1:{listener.getsockname()[1]}", state["services"], home, log)
     finally:
         state["server"].should_exit = True
         thread.join(20)

@@ -66,11 +66,15 @@ def full_config(folder: Path, chat: Path, embedder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory, synthetic_gguf: Path, minilm_gguf: Path) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("gateway")
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or str(SHARED / "tiktoken")
-    environment = {"TIKTOKEN_CACHE_DIR": folder} if Path(folder).is_dir() else {}
-    with running(home, full_config(home, synthetic_gguf, minilm_gguf), environment) as gateway:
+    with running(home, full_config(home, synthetic_gguf, minilm_gguf), tiktoken_environment()) as gateway:
         wait_for_collection(gateway)
         yield gateway
+
+
+def tiktoken_environment() -> dict[str, str]:
+    """Where the encodings lie, if they do."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or str(SHARED / "tiktoken")
+    return {"TIKTOKEN_CACHE_DIR": folder} if Path(folder).is_dir() else {}
 
 
 def wait_for_collection(gateway: Gateway) -> None:

@@ -52,6 +52,15 @@ def test_names_and_labels_are_the_documented_ones(gateway: Gateway) -> None:
     assert names == {row.split("`")[1] for row in page.splitlines() if row.startswith("| `")}
 
 
+def test_the_process_tells_its_tasks_memory_and_descriptors(gateway: Gateway) -> None:
+    """What `make soak` watches."""
+    with gateway.http as http:
+        values = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines())
+    assert float(values["chasqui_event_loop_tasks"]) >= 2  # the server's own, and this request's
+    assert float(values["process_resident_memory_bytes"]) > 2**20
+    assert float(values["process_open_fds"]) > 3
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
