@@ -36,6 +36,8 @@ class Call:
     passages: tuple[Passage, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     """The few that may cross: openai-beta, traceparent."""
+    caller: str = ""
+    """Whose turn it is where requests wait: the key's id."""
 
 
 class Answer(NamedTuple):

@@ -104,5 +104,9 @@ class UpstreamRefused(BackendError):
         self.retry_after = retry_after
 
 
+class BackendMisconfigured(BackendError):
+    """Something that a backend's settings name cannot be used; found at start."""
+
+
 class ModelFileUnusable(BackendError):
     """A model file is missing, damaged or of a kind llama.cpp cannot load; the message says what to do."""

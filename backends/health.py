@@ -5,13 +5,13 @@ open every request is refused at once, so that clients do not wait for a backend
 request through; the others are refused until it has ended. Only the methods here change the state, on the event loop.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 from backends.base import Answer, Backend, Call, Event, PromptSize
 from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken
 from backends.settings import BreakerSettings
+from backends.slots import Slots
 
 LATENCY_MEMORY = 0.2
 """Weight of the newest observation in the decaying mean."""
@@ -73,14 +73,22 @@ class Watched:
 
     Args:
         breaker: None: requests are never refused here.
+        slots: None: any number at a time.
     """
 
-    def __init__(self, inner: Backend, breaker: Breaker | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, inner: Backend, breaker: Breaker | None, clock: Callable[[], float], slots: Slots | None = None
+    ) -> None:
         self.inner = inner
         self.name = inner.name
         self.local = inner.local
         self.quotes = inner.quotes
-        self._breaker = breaker
+        self.breaker = breaker
+        self.origin: object = None
+        """What it was built from; equal means that it need not be built again."""
+        self.probing: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Runs for as long as the backend is in use, where its settings ask for it."""
+        self._slots = slots
         self._clock = clock
         self._in_flight = 0
         self._latency_s: float | None = None
@@ -89,9 +97,13 @@ class Watched:
     def facts(self) -> Facts:
         return Facts(self._in_flight, self._latency_s)
 
+    @property
+    def waiting(self) -> int:
+        """Requests in its queue."""
+        return self._slots.waiting if self._slots is not None else 0
+
     async def complete(self, call: Call) -> Answer:
-        self._refuse_if_open()
-        verdict = _Verdict(self)
+        verdict = await self._admitted(call)
         try:
             answer = await self.inner.complete(call)
             verdict.succeeded()
@@ -103,19 +115,41 @@ class Watched:
             verdict.close()
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
-        self._refuse_if_open()
-        verdict = _Verdict(self)
+        verdict = await self._admitted(call)
+        events = self.inner.stream(call)
         try:
-            async with aclosing(self.inner.stream(call)) as events:
-                async for event in events:
-                    verdict.began()
-                    yield event
+            async for event in events:
+                verdict.began()
+                yield event
             verdict.succeeded()
         except BackendError as failure:
             verdict.failed(failure)
             raise
         finally:
-            verdict.close()
+            try:
+                await events.aclose()
+            finally:
+                verdict.close()
+
+    async def _admitted(self, call: Call) -> "_Verdict":
+        """A slot, and no open breaker in the way.
+
+        Raises:
+            BackendBusy, BackendUnavailable
+        """
+        if self._slots is not None:
+            await self._slots.take(call.caller, usual_s=self._latency_s)
+        wait_s = self.breaker.refuse_for_s() if self.breaker is not None else None
+        if wait_s is not None:
+            self._give_slot()
+            words = "it failed repeatedly and is left alone for a while"
+            raise BackendUnavailable(self.name, words, retry_after_s=wait_s)
+        self._in_flight += 1
+        return _Verdict(self, self._clock())
+
+    def _give_slot(self) -> None:
+        if self._slots is not None:
+            self._slots.give()
 
     async def count(self, call: Call) -> PromptSize | None:
         return await self.inner.count(call)
@@ -127,21 +161,10 @@ class Watched:
         return await self.inner.identity()
 
     def status(self) -> str:
-        return "failed" if self._breaker is not None and self._breaker.open else self.inner.status()
+        return "failed" if self.breaker is not None and self.breaker.open else self.inner.status()
 
     async def aclose(self) -> None:
         await self.inner.aclose()
-
-    def _refuse_if_open(self) -> None:
-        wait_s = self._breaker.refuse_for_s() if self._breaker is not None else None
-        if wait_s is not None:
-            raise BackendUnavailable(
-                self.name, "it failed repeatedly and is left alone for a while", retry_after_s=wait_s
-            )
-
-    def _begin(self) -> float:
-        self._in_flight += 1
-        return self._clock()
 
     def _observe(self, began_s: float) -> None:
         seconds = self._clock() - began_s
@@ -150,15 +173,16 @@ class Watched:
 
     def _end(self) -> None:
         self._in_flight -= 1
+        self._give_slot()
 
 
 class _Verdict:
     """What one request says of its backend; the last word counts: a stream may begin well and break."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: Watched, began_s: float) -> None:
         self._watched = watched
-        self._breaker = watched._breaker
-        self._began_s = watched._begin()
+        self._breaker = watched.breaker
+        self._began_s = began_s
         self._given = False
 
     def began(self) -> None:

@@ -27,6 +27,8 @@ class Refusals:
     def of_status(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """An answer whose status is not 2xx."""
         message, error = self.words(body)
+        if status in (401, 403):  # about our key, and so between it and us
+            return UpstreamBroken(self._backend, f"status {status}: it refused the gateway's key", status=status)
         if status not in CLIENTS_FAULT:
             return UpstreamBroken(self._backend, f"status {status}: {message}", status=status)
         return self._refused(status, message, error, headers.get("retry-after"))

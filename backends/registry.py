@@ -1,25 +1,26 @@
 """Settings -> backends by name. A new engine is a line here."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
-from backends.errors import ModelFileUnusable
+from backends.connecting import connect
+from backends.errors import BackendMisconfigured, ModelFileUnusable
 from backends.health import Breaker, Watched
+from backends.keyring import KeyRing
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.fleet import Fleet
+from backends.probes import keep_probing
 from backends.quote import Quote
-from backends.relay import Relay
-from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings, QuoteSettings
+from backends.relay import Relay, Site
+from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings
+from backends.slots import Slots
 from backends.sources import find_model
 from backends.transport import Transport
-from backends.transport_http1 import Http1Transport
 
 Connect = Callable[[OpenAISettings], Transport]
-
-
-def connect(settings: OpenAISettings) -> Transport:
-    return Http1Transport(settings.base_url)
 
 
 def build_backends(
@@ -31,44 +32,91 @@ def build_backends(
     secrets: Mapping[str, str],
     connect: Connect = connect,
     clock: Callable[[], float] = time.monotonic,
+    previous: Mapping[str, Watched] = {},
 ) -> dict[str, Watched]:
     """
     Args:
-        secrets: environment variables by name; one that is missing means no authorization header.
+        secrets: by name; one that is missing means no authorization header.
+        previous: those in use. Whose settings and keys are the same goes on, with its connections, worker and health.
 
     Raises:
-        ModelFileUnusable: all missing model files in one message.
+        ModelFileUnusable: everything that is missing or cannot be used, in one message.
     """
     backends: dict[str, Watched] = {}
-    missing: list[str] = []
+    problems: list[str] = []
     for one in settings:
-        match one:
-            case LlamaCppSettings():
-                try:
-                    path = find_model(one.model, home=home, config_dir=config_dir)
-                except ModelFileUnusable as exc:
-                    missing.append(f"backend '{one.name}': {exc}")
-                    continue
-                backends[one.name] = Watched(LocalBackend(fleet.add(one, path), serves=one.serves), None, clock)
-            case QuoteSettings():
-                backends[one.name] = Watched(Quote(one.name), None, clock)
-            case OpenAISettings():
-                breaker = Breaker(one.breaker, clock) if one.breaker else None
-                backends[one.name] = Watched(_upstream(one, secrets, connect), breaker, clock)
-    if missing:
-        raise ModelFileUnusable("\n".join(missing))
+        try:
+            path = (
+                find_model(one.model, home=home, config_dir=config_dir) if isinstance(one, LlamaCppSettings) else None
+            )
+            keys = keys_of(one, secrets) if isinstance(one, OpenAISettings) else []
+            origin, before = (one, path, keys), previous.get(one.name)
+            if before is not None and before.origin == origin:
+                backends[one.name] = before
+                continue
+            if isinstance(one, OpenAISettings):
+                made = _watched_upstream(one, keys, connect, clock)
+            elif isinstance(one, LlamaCppSettings) and path is not None:
+                made = Watched(LocalBackend(fleet.add(one, path), serves=one.serves), None, clock)
+            else:
+                made = Watched(Quote(one.name), None, clock)
+            made.origin = origin
+            backends[one.name] = made
+        except ModelFileUnusable as exc:
+            problems.append(f"backend '{one.name}': {exc}")
+        except BackendMisconfigured as exc:
+            problems.append(str(exc))
+    if problems:
+        raise ModelFileUnusable("\n".join(problems))
     return backends
 
 
-def _upstream(settings: OpenAISettings, secrets: Mapping[str, str], connect: Connect) -> Relay:
+def _watched_upstream(
+    settings: OpenAISettings, keys: Sequence[str], connect: Connect, clock: Callable[[], float]
+) -> Watched:
+    upstream = _upstream(settings, keys, connect)
+    breaker = Breaker(settings.breaker, clock) if settings.breaker else None
+    watched = Watched(upstream, breaker, clock, _slots(settings))
+    if settings.probe:
+        watched.probing = partial(keep_probing, upstream, breaker, settings.probe)
+    return watched
+
+
+def _slots(settings: OpenAISettings) -> Slots | None:
+    if settings.max_concurrent is None:
+        return None
+    return Slots(
+        settings.name, settings.max_concurrent, max_waiting=settings.max_waiting, max_wait_s=settings.max_wait_s
+    )
+
+
+def _upstream(settings: OpenAISettings, keys: Sequence[str], connect: Connect) -> Relay:
+    url = urlsplit(settings.base_url)
     headers = {name.lower(): value for name, value in settings.headers.items()}
-    if settings.api_key_env and (key := secrets.get(settings.api_key_env)):
-        headers["authorization"] = f"Bearer {key}"
     return Relay(
         settings.name,
         connect(settings),
-        headers=headers,
+        site=Site(url.path.rstrip("/"), f"?{urlencode(settings.query)}" if settings.query else ""),
+        keys=KeyRing([headers | _key_header(settings, key) for key in keys] or [headers]),
         timeouts=settings.timeouts,
         ask_usage=settings.stream_usage == "auto",
         identity=f"openai:{settings.base_url}",
+        max_answer_bytes=int(settings.max_answer_mb * 2**20),
     )
+
+
+def keys_of(settings: OpenAISettings, secrets: Mapping[str, str]) -> list[str]:
+    """Those that are there, in the order of the settings, files behind variables."""
+    return [secrets[name] for name in secret_names(settings) if secrets.get(name)]
+
+
+def secret_names(settings: OpenAISettings) -> list[str]:
+    """What `secrets` calls them: a variable by its name, a file by `file:` and its path."""
+    variables, files = settings.api_key_env or [], settings.api_key_file or []
+    variables = [variables] if isinstance(variables, str) else variables
+    files = [files] if isinstance(files, str) else files
+    return [*variables, *(f"file:{path}" for path in files)]
+
+
+def _key_header(settings: OpenAISettings, key: str) -> dict[str, str]:
+    return {"api-key": key} if settings.auth == "api-key" else {"authorization": f"Bearer {key}"}

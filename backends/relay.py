@@ -6,12 +6,14 @@ only the first ends the generator normally, so a cut answer never looks complete
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
 from backends.base import CHAT, COMPLETIONS, Answer, Call, Event, PromptSize
-from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken
+from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken, UpstreamRefused
+from backends.keyring import REFUSALS, KeyRing
 from backends.refusals import Refusals
 from backends.settings import Timeouts
 from backends.stream_watch import StreamWatch
@@ -33,11 +35,29 @@ DRAIN_S = 0.5
 CROSSING_BACK = ("retry-after", "openai-processing-ms")
 
 
+class Site(NamedTuple):
+    """Where on its server an API is."""
+
+    prefix: str = ""
+    """In front of every path; `{model}` in it becomes the model of the call."""
+    query: str = ""
+    """Behind every path, from the question mark on."""
+
+    def path_of(self, call: Call) -> str:
+        prefix = self.prefix
+        if "{model}" in prefix:
+            prefix = prefix.replace("{model}", quote(call.body.require("model", str), safe=""))
+        return prefix + call.path.removeprefix("/v1") + self.query
+
+
+HERE = Site()
+
+
 class Relay:
     """Implements `Backend` over one `Transport`.
 
     Args:
-        headers: sent with every request; holds the authorization.
+        keys: headers for every request, what authorizes among them; the next one takes over where one is refused.
         ask_usage: request usage in streams where the client did not, and withhold it from them.
         max_answer_bytes: of an answer that is not streamed.
     """
@@ -50,26 +70,29 @@ class Relay:
         name: str,
         transport: Transport,
         *,
-        headers: Mapping[str, str],
         timeouts: Timeouts,
+        keys: KeyRing,
+        site: Site = HERE,
         ask_usage: bool = True,
         identity: str = "",
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self.name = name
         self._transport = transport
+        self._site = site
+        self._keys = keys
         common = {"content-type": "application/json", "accept-encoding": "identity"}
-        self._whole_headers = common | {"accept": "application/json"} | dict(headers)
-        self._stream_headers = common | {"accept": "text/event-stream"} | dict(headers)
-        self._refusals = Refusals(name, [value.removeprefix("Bearer ") for value in headers.values()])
+        self._whole_headers = keys.added_to(common | {"accept": "application/json"})
+        self._stream_headers = keys.added_to(common | {"accept": "text/event-stream"})
+        sent = [value.removeprefix("Bearer ") for headers in keys.added_to({}) for value in headers.values()]
+        self._refusals = Refusals(name, sent)
         self._timeouts = timeouts
         self._ask_usage = ask_usage
         self._identity = identity or name
         self._max_answer_bytes = max_answer_bytes
 
     async def complete(self, call: Call) -> Answer:
-        path = call.path.removeprefix("/v1")
-        status, headers, body = await self._whole("POST", path, call.body.raw, self._whole_headers, call.headers)
+        status, headers, body = await self._whole(self._site.path_of(call), call.body.raw, call.headers)
         try:
             chunk = read_chunk(body)
             body.decode()
@@ -86,7 +109,6 @@ class Relay:
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
         options = call.body.read("stream_options", dict[str, Any], {})
         withhold = self._ask_usage and not options.get("include_usage")
-        body = call.body.replace(stream_options=options | {"include_usage": True}) if withhold else call.body
         clock = asyncio.get_running_loop().time
         watch = StreamWatch(
             self.name,
@@ -98,12 +120,10 @@ class Relay:
             now_s=clock(),
         )
         try:
-            reply = await self._sent(
-                "POST", call.path.removeprefix("/v1"), body.raw, self._stream_headers, call.headers, None
-            )
+            reply = await self._streaming(call, options, withhold=withhold)
             try:
                 await self._check_kind(reply)
-                while piece := await reply.piece():
+                while piece := await reply.piece(first=not watch.began):
                     event, failure = watch.feed(piece, clock())
                     if event is not None:
                         yield event
@@ -123,7 +143,32 @@ class Relay:
 
     async def post(self, path: str, body: bytes) -> bytes:
         """For the few calls beside the API that a worker offers; errors as in `complete`."""
-        return (await self._whole("POST", path, body, self._whole_headers, {}))[2]
+        return (await self._whole(path, body, {}))[2]
+
+    async def probe(self, path: str, timeout_s: float) -> None:
+        """Ask for a sign of life. What refuses us politely is alive, too.
+
+        Raises:
+            BackendError: there was none.
+        """
+        limits = Timeouts(connect_s=timeout_s, first_byte_s=timeout_s, idle_s=timeout_s)
+        try:
+            (index,) = list(self._keys.turns())[:1]
+            reply = await self._transport.send(
+                Request(
+                    "GET",
+                    self._site.prefix + path + self._site.query,
+                    self._whole_headers[index],
+                    b"",
+                    limits,
+                    timeout_s,
+                )
+            )
+            reply.close()
+        except TransportError as exc:
+            raise self._ours(exc) from exc
+        if reply.status in (401, 403) or reply.status >= 500:
+            raise UpstreamBroken(self.name, f"status {reply.status} to a probe", status=reply.status)
 
     async def count_texts(self, texts: Sequence[str]) -> list[int] | None:
         return None
@@ -137,12 +182,23 @@ class Relay:
     async def aclose(self) -> None:
         await self._transport.aclose()
 
-    async def _whole(
-        self, method: str, path: str, body: bytes, headers: Mapping[str, str], more: Mapping[str, str]
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    async def _streaming(self, call: Call, options: dict[str, Any], *, withhold: bool) -> Reply:
+        """The reply to a request for a stream, with usage at its end. An upstream that knows no such option is asked without it."""
+        path = self._site.path_of(call)
+        body = call.body.replace(stream_options=options | {"include_usage": True}) if withhold else call.body
+        try:
+            return await self._sent(path, body.raw, self._stream_headers, call.headers, None)
+        except UpstreamRefused as refused:
+            if not withhold or refused.status not in (400, 422) or not _mentions_usage(refused):
+                raise
+        reply = await self._sent(path, call.body.raw, self._stream_headers, call.headers, None)
+        self._ask_usage = False  # until the next start or reload
+        return reply
+
+    async def _whole(self, path: str, body: bytes, more: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and all of the body of an accepted request. Foreign failures become ours."""
         try:
-            reply = await self._sent(method, path, body, headers, more, self._timeouts.total_s)
+            reply = await self._sent(path, body, self._whole_headers, more, self._timeouts.total_s)
             try:
                 return reply.status, reply.headers, await self._read(reply, self._max_answer_bytes)
             finally:
@@ -152,29 +208,37 @@ class Relay:
 
     async def _sent(
         self,
-        method: str,
         path: str,
         body: bytes,
-        headers: Mapping[str, str],
+        headers: Sequence[Mapping[str, str]],
         more: Mapping[str, str],
         total_s: float | None,
     ) -> Reply:
         """The reply to an accepted request.
 
+        Args:
+            headers: for each key of the ring.
+
         Raises:
-            BackendError: it was not accepted.
+            BackendError: it was not accepted, with any key.
             TransportError
         """
-        reply = await self._transport.send(
-            Request(method, path, {**headers, **more} if more else headers, body, self._timeouts, total_s)
-        )
-        if 200 <= reply.status < 300:
-            return reply
-        try:
-            words = await self._read(reply, MAX_ERROR_BYTES, truncate=True)
-            raise self._refusals.of_status(reply.status, reply.headers, words)
-        finally:
-            reply.close()
+        failure: BackendError | None = None
+        for index in self._keys.turns():
+            full = {**headers[index], **more} if more else headers[index]
+            reply = await self._transport.send(Request("POST", path, full, body, self._timeouts, total_s))
+            if 200 <= reply.status < 300:
+                return reply
+            try:
+                words = await self._read(reply, MAX_ERROR_BYTES, truncate=True)
+                failure = self._refusals.of_status(reply.status, reply.headers, words)
+            finally:
+                reply.close()
+            if reply.status not in REFUSALS:
+                break
+            self._keys.refused(index, reply.status, reply.headers.get("retry-after"))
+        assert failure is not None
+        raise failure
 
     def _ours(self, exc: TransportError) -> BackendError:
         match exc:
@@ -221,3 +285,8 @@ class Relay:
                     pass
         except (TimeoutError, TransportError):
             pass
+
+
+def _mentions_usage(refused: UpstreamRefused) -> bool:
+    words = f"{refused} {refused.param or ''}"
+    return "stream_options" in words or "include_usage" in words

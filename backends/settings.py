@@ -67,18 +67,60 @@ class BreakerSettings(Settings):
     open_s: Seconds = 30.0
 
 
+class ProbeSettings(Settings):
+    """A question that costs nothing, asked in the background: the breaker opens and closes on its answer, too."""
+
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/models"
+    """Below `base_url`. Any answer but 401, 403 and 5xx is a sign of health."""
+    every_s: Seconds = 30.0
+    timeout_s: Seconds = 5.0
+
+
+class TlsSettings(Settings):
+    """Files in PEM, relative to the working directory."""
+
+    ca_file: str | None = None
+    """Who is trusted, in place of the system's trust store."""
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+    """Where it is not in `client_cert_file`."""
+
+
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+RELAYED_PATHS = ("/v1/images/*", "/v1/audio/*", "/v1/moderations", "/v1/responses")
+
+
 class OpenAISettings(Settings):
     """Any server that speaks OpenAI's API."""
 
     name: Name
     engine: Literal["openai"]
-    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")]
-    """With the version segment: `https://api.openai.com/v1`."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """The environment variable that holds the key. Never the key."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s{}]+[^?#\s]*$")]
+    """With the version segment: `https://api.openai.com/v1`. `{model}` in its path becomes the model's name there, as Azure wants it."""
+    query: dict[str, str] = {}
+    """Added to every request's address: `{api-version: "2024-10-21"}`."""
+    api_key_env: EnvName | list[EnvName] | None = None
+    """The environment variable that holds the key, or several. Never the key."""
+    api_key_file: str | list[str] | None = None
+    """A file that holds nothing but the key, or several; read at start and at every reload."""
+    auth: Literal["bearer", "api-key"] = "bearer"
+    """How the key is sent: `authorization: Bearer …`, or Azure's `api-key: …`."""
+    paths: list[Annotated[str, Field(pattern=r"^/v1/[!-~]+$")]] = list(RELAYED_PATHS)
+    """Beside chat, completions and embeddings, which it always gets. `*` at the end stands for the rest."""
     timeouts: Timeouts = Timeouts()
     breaker: BreakerSettings | Literal[False] = BreakerSettings()
     """`off` switches it off."""
+    probe: ProbeSettings | Literal[False] = False
+    max_concurrent: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Requests at a time; the others wait in turn, by key."""
+    max_waiting: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    max_wait_s: Seconds = 30.0
+    max_answer_mb: Annotated[float, Field(gt=0, le=1024)] = 64
+    """Of an answer that is not streamed, which is held until it is complete."""
+    tls: TlsSettings = TlsSettings()
+    proxy: Annotated[str, Field(pattern=r"^http://[^/?#\s]+/?$")] | None = None
+    """An HTTP proxy: `http://user:${PASSWORD}@proxy:3128`."""
     headers: dict[str, str] = {}
     stream_usage: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
     """`auto`: ask for usage in streams even where the client did not; `off`: leave streams as the client asked."""

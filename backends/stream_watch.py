@@ -53,7 +53,8 @@ class StreamWatch:
         self._last_event_s = now_s
         self._reader = sse.Reader()
         self._finished: dict[int, bool] = {}
-        self._began = False
+        self.began = False
+        """An event that is more than a comment was seen."""
         self.done = False
         """`[DONE]` was seen."""
 
@@ -67,7 +68,8 @@ class StreamWatch:
             frames = self._reader.feed(piece)
         except sse.FrameTooLarge as exc:
             return None, UpstreamBroken(self._backend, str(exc))
-        return self._one_by_one(frames, now_s)
+        event, failure = self._one_by_one(frames, now_s)
+        return event, failure or self._too_silent(now_s)
 
     def end(self) -> Event:
         """The stream has ended without `[DONE]`.
@@ -76,7 +78,7 @@ class StreamWatch:
             UpstreamBroken: in the middle.
         """
         if len(self._finished) < self._wanted or not all(self._finished.values()):
-            words = "the stream ended before the answer did" if self._began else "an empty stream"
+            words = "the stream ended before the answer did" if self.began else "an empty stream"
             raise UpstreamBroken(self._backend, words)
         return Event(sse.DONE, last=True)
 
@@ -87,7 +89,7 @@ class StreamWatch:
         done = datas[-1] == DONE_DATA
         if done:
             datas.pop()
-            if not datas and not self._began:
+            if not datas and not self.began:
                 return None
         chunks = read_chunks(datas)
         if chunks is None or any(chunk.failed or (self._withhold_usage and chunk.usage) for chunk in chunks):
@@ -99,7 +101,7 @@ class StreamWatch:
         for chunk in chunks:
             text_bytes += self._see(chunk)
             usage = chunk.usage or usage
-        self._began = True
+        self.began = True
         self.done = done
         return Event(raw, usage, text_bytes, done)
 
@@ -135,39 +137,37 @@ class StreamWatch:
         events: list[Event] = []
         for frame in frames:
             try:
-                self._check_silence(frame, now_s)
                 event = self._event(frame)
             except BackendError as failure:
                 return (_together(events) if events else None), failure
+            if frame.data is not None:
+                self._last_event_s = now_s
             if event is not None:
                 events.append(event)
             if self.done:
                 break
         return (_together(events) if events else None), None
 
-    def _check_silence(self, frame: sse.Frame, now_s: float) -> None:
-        """Comments keep a connection open; they are no answer, so the deadlines go on through them."""
-        if frame.data is not None:
-            self._last_event_s = now_s
-            return
+    def _too_silent(self, now_s: float) -> BackendError | None:
+        """Comments and pieces of an event that never ends keep a connection open; they are no answer."""
         timeouts = self._timeouts
-        phase, deadline_s = ("idle", timeouts.idle_s) if self._began else ("first_byte", timeouts.first_byte_s)
-        if now_s - self._last_event_s > deadline_s:
-            raise BackendTimeout(self._backend, phase, deadline_s)
+        phase, deadline_s = ("idle", timeouts.idle_s) if self.began else ("first_byte", timeouts.first_byte_s)
+        late = now_s - self._last_event_s > deadline_s
+        return BackendTimeout(self._backend, phase, deadline_s) if late else None
 
     def _event(self, frame: sse.Frame) -> Event | None:
         """What goes on to the client for one frame; None where it is only for us."""
         if frame.data is None:
             return None  # comments are for the connection they came over
-        if frame.data == DONE_DATA:
+        if frame.data.strip() == DONE_DATA:
             self.done = True
-            if not self._began:
+            if not self.began:
                 raise UpstreamBroken(self._backend, "an empty stream")
             return Event(sse.DONE, last=True)
         chunk = self._read(frame.data)
         if chunk.failed:
             raise self._refusals.of_event(frame.data)
-        self._began = True
+        self.began = True
         text_bytes = self._see(chunk)
         raw, usage = frame.raw, chunk.usage
         if (counted := _TOKENS.match(raw)) is not None:

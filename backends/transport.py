@@ -45,12 +45,15 @@ class Reply(Protocol):
     headers: Mapping[str, str]
     """Names in lower case."""
 
-    async def piece(self) -> bytes:
+    async def piece(self, *, first: bool = False) -> bytes:
         """What has come of the body since the last call, at least a byte; empty at its end.
+
+        Args:
+            first: a head alone was no sign of life; the first-byte deadline holds, not the one between bytes.
 
         Raises:
             ConnectionBroken: it ended early.
-            DeadlinePassed: idle, or total.
+            DeadlinePassed: idle, first_byte or total.
         """
         ...
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import math
+import ssl
 from collections.abc import Mapping
 
 import aiohttp
 
+from backends.settings import Timeouts
 from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Reply, Request
 
 
@@ -16,8 +18,18 @@ class AiohttpTransport:
     redirects and has no limit of its own on connections.
     """
 
-    def __init__(self, base_url: str, *, socket_path: str | None = None, keepalive_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        socket_path: str | None = None,
+        keepalive_s: float = 15.0,
+        tls: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._tls = tls
+        self._proxy = proxy
         self._socket_path = socket_path
         self._keepalive_s = keepalive_s
         self._session: aiohttp.ClientSession | None = None
@@ -36,6 +48,8 @@ class AiohttpTransport:
                     data=request.body or None,
                     headers=request.headers,
                     allow_redirects=False,
+                    proxy=self._proxy,
+                    ssl=self._tls or True,
                     timeout=timeout,
                 )
         except aiohttp.ConnectionTimeoutError:
@@ -44,11 +58,13 @@ class AiohttpTransport:
             if loop.time() >= until_s:
                 raise DeadlinePassed("total", total_s) from None
             raise DeadlinePassed("first_byte", timeouts.first_byte_s) from None
+        except aiohttp.ClientHttpProxyError as exc:
+            raise ConnectFailed(f"the proxy refused: {exc.status} {exc.message}") from None
         except aiohttp.ClientConnectorError as exc:
             raise ConnectFailed(exc.os_error.strerror or type(exc.os_error).__name__) from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise ConnectionBroken(_reason(exc)) from exc
-        return AiohttpReply(response, idle_s=timeouts.idle_s, total_s=total_s, until_s=until_s)
+        return AiohttpReply(response, timeouts, total_s=total_s, until_s=until_s)
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -71,23 +87,24 @@ class AiohttpTransport:
 
 
 class AiohttpReply:
-    def __init__(self, response: aiohttp.ClientResponse, *, idle_s: float, total_s: float, until_s: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, timeouts: Timeouts, *, total_s: float, until_s: float) -> None:
         self.status: int = response.status
         self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
         self._response = response
-        self._idle_s = idle_s
+        self._waits = {False: ("idle", timeouts.idle_s), True: ("first_byte", timeouts.first_byte_s)}
         self._total_s = total_s
         self._until_s = until_s
 
-    async def piece(self) -> bytes:
+    async def piece(self, *, first: bool = False) -> bytes:
+        phase, wait_s = self._waits[first]
         left_s = self._until_s - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(min(self._idle_s, left_s)):
+            async with asyncio.timeout(min(wait_s, left_s)):
                 return await self._response.content.readany()
         except TimeoutError:
-            if left_s <= self._idle_s:
+            if left_s <= wait_s:
                 raise DeadlinePassed("total", self._total_s) from None
-            raise DeadlinePassed("idle", self._idle_s) from None
+            raise DeadlinePassed(phase, wait_s) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise ConnectionBroken(_reason(exc)) from exc
 

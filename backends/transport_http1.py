@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from backends.http1 import Connection
+from backends.settings import Timeouts
 from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Request
 
 INFLATE_BYTES = 256 * 1024
@@ -63,7 +64,7 @@ class Http1Transport:
         except BaseException:
             connection.abort()
             raise
-        return Http1Reply(connection, self, idle_s=timeouts.idle_s, total=total)
+        return Http1Reply(connection, self, timeouts, total)
 
     def _head(self, request: Request) -> bytes:
         lines = [f"{request.method} {self._prefix}{request.path} HTTP/1.1", f"host: {self._authority}"]
@@ -158,22 +159,23 @@ class _Total:
 
 
 class Http1Reply:
-    def __init__(self, connection: Connection, transport: Http1Transport, *, idle_s: float, total: _Total) -> None:
+    def __init__(self, connection: Connection, transport: Http1Transport, timeouts: Timeouts, total: _Total) -> None:
         self.status: int = connection.status
         self.headers: Mapping[str, str] = connection.headers
         self._connection = connection
         self._transport = transport
-        self._idle_s = idle_s
+        self._waits = {False: ("idle", timeouts.idle_s), True: ("first_byte", timeouts.first_byte_s)}
         self._total = total
         self._closed = False
         self._packed = b""
         encoding = self.headers.get("content-encoding")
         self._inflate = _inflater(encoding) if encoding is not None else None
 
-    async def piece(self) -> bytes:
+    async def piece(self, *, first: bool = False) -> bytes:
+        wait = self._waits[first]
         if self._inflate is None:
-            return await self._connection.piece(*self._total.at_most("idle", self._idle_s))
-        while packed := self._packed or await self._connection.piece(*self._total.at_most("idle", self._idle_s)):
+            return await self._connection.piece(*self._total.at_most(*wait))
+        while packed := self._packed or await self._connection.piece(*self._total.at_most(*wait)):
             try:
                 out: bytes = self._inflate.decompress(packed, INFLATE_BYTES)
             except zlib.error as exc:

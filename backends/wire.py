@@ -186,6 +186,7 @@ def read_chunk(data: bytes) -> Chunk:
         ValueError: not a JSON object.
     """
     try:
+        data.decode()  # what is skipped is not checked
         return _chunk.decode(data)
     except msgspec.ValidationError:
         return _read_leniently(data)
@@ -203,6 +204,7 @@ def read_chunks(datas: list[bytes]) -> list[Chunk] | None:
     if not whole and datas:
         return None
     try:
+        joined.decode()
         chunks = _chunk.decode_lines(joined)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None

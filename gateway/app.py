@@ -1,27 +1,32 @@
 """`create_app`: the only place where services are built and joined. `lifespan.py` opens and closes what is built here."""
 
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from backends.connecting import connect
 from backends.encodings import Encodings
+from backends.health import Watched
 from backends.llamacpp.fleet import Fleet
-from backends.registry import Connect, build_backends, connect
+from backends.registry import Connect, build_backends
 from gateway import __version__
 from gateway.access_log import AccessLog
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.embeddings import Embeddings
 from gateway.errors import CODES, answer_failure
+from gateway.jobs import Jobs
 from gateway.journal import Journal
 from gateway.lifespan import lifespan
 from gateway.metrics import Metrics
 from gateway.openapi import complete
 from gateway.pipeline import Pipeline
+from gateway.reload import Reloader
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
 from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
 from gateway.routes.embeddings import EMBEDDINGS, embeddings
@@ -29,8 +34,9 @@ from gateway.routes.health import health, metrics, ready
 from gateway.routes.hot import HotPath
 from gateway.routes.models import get_model, list_models
 from gateway.schema_page import SchemaPage
-from gateway.services import Services
+from gateway.services import House, Services
 from gateway.settings import Loaded
+from gateway.settings_secrets import key_name
 from gateway.targets import Targets
 from gateway.telemetry import Telemetry
 from policies.errors import PromptInvalid
@@ -56,14 +62,32 @@ ROUTES = [
 
 
 def create_app(
-    loaded: Loaded, database: AsyncEngine, *, connect: Connect = connect, access_log: AccessLog | None = None
+    loaded: Loaded,
+    database: AsyncEngine,
+    *,
+    load: Callable[[], Loaded] | None = None,
+    connect: Connect = connect,
+    access_log: AccessLog | None = None,
 ) -> Telemetry:
     """The ASGI application. Nothing is opened yet: that is the lifespan's.
+
+    Args:
+        load: reads the configuration anew, so that a changed one can be taken over; None: this one stays.
 
     Raises:
         ModelFileUnusable, PromptInvalid: with everything that is missing or wrong.
     """
-    services = build_services(loaded, database, connect=connect, access_log=access_log or AccessLog())
+    metrics = Metrics(errors=CODES)
+    house = House(
+        database=database,
+        fleet=Fleet(on_restart=metrics.worker_restarted),
+        watcher=Watcher(database),
+        quotas=MemoryQuotas(time.monotonic),
+        journal=Journal(loaded.home / "journal"),
+        access_log=access_log or AccessLog(),
+        metrics=metrics,
+        connect=connect,
+    )
     app = Litestar(
         route_handlers=ROUTES,
         lifespan=[lifespan],
@@ -79,59 +103,71 @@ def create_app(
         request_max_body_size=None,  # `read_body` stops at the configured limit, before anything is decoded
     )
     complete(app.openapi_schema)
-    app.state.services = services
-    return Telemetry(HotPath(app, HOT), services)
+    telemetry = Telemetry(HotPath(app, HOT), build_services(loaded, house))
+    house.watcher.on_change(KIND, lambda: telemetry.services.keys.reload())  # noqa: PLW0108 - of the services in use then
+    app.state.telemetry, app.state.jobs, app.state.reloader = telemetry, Jobs(), None
+    if load is not None:
+        reloader = Reloader(telemetry, app.state.jobs, load=load, build=partial(_rebuilt, house))
+        app.state.reloader, telemetry.reload = reloader, reloader.reload
+    return telemetry
 
 
-def build_services(loaded: Loaded, database: AsyncEngine, *, connect: Connect, access_log: AccessLog) -> Services:
+def build_services(loaded: Loaded, house: House, previous: Services | None = None) -> Services:
+    """
+    Args:
+        previous: those in use; their parts whose settings are the same go on.
+
+    Raises:
+        ModelFileUnusable, PromptInvalid: with everything that is missing or wrong; nothing has changed then.
+    """
     settings = loaded.settings
-    meters = Metrics(
-        models=[model.name for model in settings.models],
-        backends=[backend.name for backend in settings.backends],
-        errors=CODES,
-    )
-    fleet = Fleet(on_restart=meters.worker_restarted)
     backends = build_backends(
         settings.backends,
-        fleet=fleet,
+        fleet=house.fleet,
         home=loaded.home,
         config_dir=loaded.path.parent,
         secrets=loaded.secrets,
-        connect=connect,
+        connect=house.connect,
+        previous=previous.backends if previous else {},
     )
-    roles = all_roles(settings.roles)
-    keys = Keys(database, roles, clock=time.time, given=given_keys(loaded))
-    watcher = Watcher(database)
-    watcher.on_change(KIND, keys.reload)
-    journal = Journal(loaded.home / "journal")
-    books = Bookkeeping(MemoryQuotas(time.monotonic), journal, meters)
-    encodings = Encodings(loaded.tiktoken_dir)
     targets = build_targets(loaded, backends)
-    searchers, ingestions = build_collections(loaded, database, backends)
+    roles = all_roles(settings.roles)
+    books = Bookkeeping(house.quotas, house.journal, house.metrics)
+    encodings = Encodings(loaded.tiktoken_dir)
+    searchers, ingestions = build_collections(loaded, house, backends, previous)
     collections = {collection.name: collection for collection in settings.collections}
     attempts = Attempts(backends, targets, searchers, collections, books, encodings)
-    cache = EmbeddingCache(database, max_bytes=settings.embedding_cache.max_mb * 2**20)
+    cache = build_cache(loaded, house, previous)
+    house.metrics.name(models=[model.name for model in settings.models], backends=backends)
     return Services(
-        database=database,
-        fleet=fleet,
+        house=house,
+        loaded=loaded,
         backends=backends,
-        keys=keys,
+        keys=Keys(house.database, roles, clock=time.time, given=given_keys(loaded)),
         roles=roles,
-        watcher=watcher,
         targets=targets,
-        pipeline=Pipeline(targets, attempts, books),
+        pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
         embeddings=Embeddings(targets, backends, cache, books, encodings, sharing=settings.embedding_cache.sharing),
         searchers=searchers,
         ingestions=ingestions,
-        journal=journal,
-        access_log=access_log,
-        metrics=meters,
+        cache=cache,
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
-        created_at=int(time.time()),
+        created_at=previous.created_at if previous else int(time.time()),
     )
 
 
-def build_targets(loaded: Loaded, backends: Any) -> Targets:
+def _rebuilt(house: House, loaded: Loaded, previous: Services) -> Services:
+    return build_services(loaded, house, previous)
+
+
+def build_cache(loaded: Loaded, house: House, previous: Services | None) -> EmbeddingCache:
+    settings = loaded.settings.embedding_cache
+    if previous is not None and previous.loaded.settings.embedding_cache == settings:
+        return previous.cache
+    return EmbeddingCache(house.database, max_bytes=settings.max_mb * 2**20)
+
+
+def build_targets(loaded: Loaded, backends: Mapping[str, Watched]) -> Targets:
     settings = loaded.settings
     prompts = load_prompts(settings.prompts.paths, root=Path.cwd())
     missing = [model for model in settings.models if model.prompt and model.prompt not in prompts]
@@ -143,24 +179,28 @@ def build_targets(loaded: Loaded, backends: Any) -> Targets:
 
 
 def build_collections(
-    loaded: Loaded, database: AsyncEngine, backends: Any
+    loaded: Loaded, house: House, backends: Mapping[str, Watched], previous: Services | None
 ) -> tuple[dict[str, Searcher], dict[str, Ingestion]]:
-    catalog, lexical = Catalog(database), LexicalIndex(database)
+    """A collection goes on as it is, index and all, as long as its settings and the backend that embeds it are the same."""
+    before = {one.name: one for one in previous.loaded.settings.collections} if previous else {}
+    catalog, lexical = Catalog(house.database), LexicalIndex(house.database)
     searchers: dict[str, Searcher] = {}
     ingestions: dict[str, Ingestion] = {}
     for settings in loaded.settings.collections:
-        embedder = Embedder(backends[settings.embed])
-        searcher = Searcher(settings.name, catalog=catalog, embedder=embedder, lexical=lexical, index=make_index(0))
-        searchers[settings.name] = searcher
-        ingestions[settings.name] = Ingestion(
-            settings, catalog=catalog, embedder=embedder, searcher=searcher, root=Path.cwd()
-        )
+        name, backend = settings.name, backends[settings.embed]
+        if previous is not None and before.get(name) == settings and previous.backends[settings.embed] is backend:
+            searchers[name], ingestions[name] = previous.searchers[name], previous.ingestions[name]
+            continue
+        embedder = Embedder(backend)
+        searcher = Searcher(name, catalog=catalog, embedder=embedder, lexical=lexical, index=make_index(0))
+        searchers[name] = searcher
+        ingestions[name] = Ingestion(settings, catalog=catalog, embedder=embedder, searcher=searcher, root=Path.cwd())
     return searchers, ingestions
 
 
 def given_keys(loaded: Loaded) -> list[GivenKey]:
     """Keys from the environment, the administrator's included."""
-    given = [GivenKey(key.name, key.role, loaded.secrets[key.key_env]) for key in loaded.settings.keys]
+    given = [GivenKey(key.name, key.role, loaded.secrets[key_name(key)]) for key in loaded.settings.keys]
     if loaded.admin_key is not None:
         given.append(GivenKey("admin", ADMIN.name, loaded.admin_key))
     return given

@@ -96,7 +96,9 @@ class Attempts:
         """
         backend = self._backends[station.backend]
         body = question.body if station.model == exchange.model else question.body.replace(model=station.model)
-        call = Call(exchange.path, body, exchange.id, exchange.model, headers=exchange.crossing)
+        assert exchange.caller is not None
+        caller = exchange.caller.key_id
+        call = Call(exchange.path, body, exchange.id, exchange.model, caller=caller, headers=exchange.crossing)
         size = await self._size(exchange, question, backend, call)
         if question.found:
             call, size = await self._with_passages(question, backend, call, size)

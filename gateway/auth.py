@@ -6,6 +6,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
 from gateway.exchange import Exchange
+from gateway.services import Services
 from policies.errors import KeyUnknown, PathForbidden, PathHidden
 from policies.keys import Keys
 from policies.roles import Caller
@@ -31,5 +32,6 @@ def authenticate(authorization: bytes, path: str, keys: Keys) -> Caller:
 async def needs_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Litestar guard: the exchange knows its caller from here on. Async, because Litestar sends sync ones to a thread."""
     exchange: Exchange = connection.scope["exchange"]  # type: ignore[typeddict-item]
+    services: Services = connection.scope["services"]  # type: ignore[typeddict-item]
     authorization = dict(connection.scope["headers"]).get(b"authorization", b"")
-    exchange.caller = authenticate(authorization, connection.scope["path"], connection.app.state.services.keys)
+    exchange.caller = authenticate(authorization, connection.scope["path"], services.keys)

@@ -70,17 +70,21 @@ class Bookkeeping:
 
     def first_byte(self, exchange: Exchange, now_s: float) -> None:
         """The head is about to go out; `now_s` is on the performance clock."""
-        if not exchange.settled:
-            exchange.standing = self._quotas.standing(exchange.id)
+        self.stand(exchange)
         seconds = now_s - exchange.started_s
         exchange.overhead_s = seconds - exchange.waited_s
         self._metrics.first_byte(
             operation=exchange.operation,
-            model=exchange.model,
+            model=exchange.entry,
             stream=exchange.stream,
             seconds=seconds,
             overhead_s=exchange.overhead_s,
         )
+
+    def stand(self, exchange: Exchange) -> None:
+        """Let the exchange know where its limits stand, for the answer's head."""
+        if not exchange.settled:
+            exchange.standing = self._quotas.standing(exchange.id)
 
     def count_cache(self, *, hits: int, misses: int) -> None:
         self._metrics.cache(hits=hits, misses=misses)

@@ -62,6 +62,7 @@ class Embeddings:
         assert exchange.caller is not None
         exchange.model = body.require("model", str)
         target = self._targets.resolve(exchange.model, exchange.caller)
+        exchange.entry = target.settings.name
         encoding = body.read("encoding_format", str, "float")
         if encoding not in ("float", "base64"):
             raise InvalidRequest("'encoding_format' is float or base64.", param="encoding_format")
@@ -101,7 +102,9 @@ class Embeddings:
         await self._hold(exchange, station.backend, texts, body)
         self._books.begin(exchange)
         own = body.replace(model=station.model)
-        call = Call(EMBEDDINGS, own, exchange.id, exchange.model, headers=exchange.crossing)
+        assert exchange.caller is not None
+        caller = exchange.caller.key_id
+        call = Call(EMBEDDINGS, own, exchange.id, exchange.model, caller=caller, headers=exchange.crossing)
         return await self._embedders[station.backend].embed(texts, call, scope=self._scope(exchange.caller))
 
     async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:

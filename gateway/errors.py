@@ -5,6 +5,7 @@ docs/errors.md repeats the rows, and a test compares.
 
 import logging
 import math
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from litestar import Request, Response
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends.asgi import BodyTooLarge, ClientGone, RequestTimeout
 from backends.errors import (
     BackendBusy,
+    BackendMisconfigured,
     BackendTimeout,
     BackendUnavailable,
     ContextLengthExceeded,
@@ -33,6 +35,7 @@ from policies.errors import (
     QuotaExceeded,
     RoleUnknown,
 )
+from policies.retries import retry_after_s
 from retrieval.errors import CollectionNotReady, DocumentUnreadable, EmbeddingFailed, TokensUndecodable
 
 log = logging.getLogger("chasqui")
@@ -88,6 +91,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     UpstreamBroken: Meaning(502, "server_error", "upstream_error"),
     EmbeddingFailed: Meaning(502, "server_error", "upstream_error"),
     BackendUnavailable: Meaning(503, "server_error", "backend_unavailable"),
+    BackendMisconfigured: Meaning(503, "server_error", "backend_unavailable"),
     ModelFileUnusable: Meaning(503, "server_error", "backend_unavailable"),
     CollectionNotReady: Meaning(503, "server_error", "backend_unavailable"),
     GatewayStopping: Meaning(503, "server_error", "backend_unavailable"),
@@ -162,9 +166,10 @@ def _upstream_meaning(exc: UpstreamRefused) -> Meaning:
 
 
 def _retry_headers(exc: BaseException, meaning: Meaning) -> dict[str, str]:
-    if isinstance(exc, UpstreamRefused) and exc.retry_after:
-        return {"retry-after": exc.retry_after}
-    wait_s = getattr(exc, "retry_after_s", None)
+    if isinstance(exc, UpstreamRefused):
+        wait_s = retry_after_s(exc.retry_after, datetime.now(UTC))
+    else:
+        wait_s = getattr(exc, "retry_after_s", None)
     if wait_s is None and meaning.status == 429:
         # A request larger than its whole window never fits; clients that retry anyway should do so rarely.
         wait_s = 3600.0 if isinstance(exc, QuotaExceeded) else BUSY_RETRY_S

@@ -27,6 +27,8 @@ class Exchange:
     operation: str = "other"
     caller: Caller | None = None
     model: str = ""
+    entry: str = ""
+    """The name in the configuration that `model` is, or is one of."""
     backend: str | None = None
     backend_model: str | None = None
     attempts: int = 0

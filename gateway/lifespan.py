@@ -1,45 +1,42 @@
 """Opens what the application needs, keeps the background jobs, closes everything in the other order."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
 
-from gateway.services import Services
-from retrieval.ingestion import run_until_ready
-
-log = logging.getLogger("chasqui")
+from gateway.jobs import Jobs, start
+from gateway.reload import Reloader
+from gateway.telemetry import Telemetry
 
 
 @asynccontextmanager
 async def lifespan(app: Litestar) -> AsyncIterator[None]:
-    services: Services = app.state.services
-    services.journal.open()
-    await services.keys.reload()
-    await services.watcher.poll()
-    services.fleet.start()
-    jobs = [asyncio.create_task(services.watcher.run(), name="watcher")]
-    for name, ingestion in services.ingestions.items():
-        jobs.append(asyncio.create_task(run_until_ready(ingestion, name=name), name=f"ingest {name}"))
-    for job in jobs:
-        job.add_done_callback(_report)
+    telemetry: Telemetry = app.state.telemetry
+    jobs: Jobs = app.state.jobs
+    reloader: Reloader | None = app.state.reloader
+    house = telemetry.services.house
+    house.journal.open()
+    await telemetry.services.keys.reload()
+    await house.watcher.poll()
+    house.fleet.start()
+    jobs.serve(telemetry.services)
+    watching = [start(house.watcher.run, "watcher")]
+    if reloader is not None:
+        watching.append(start(reloader.watch_files, "watch the configuration"))
     try:
         yield
     finally:
-        for job in jobs:
+        for job in watching:
             job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-        for backend in services.backends.values():
+        await asyncio.gather(*watching, return_exceptions=True)
+        await jobs.aclose()
+        if reloader is not None:
+            await reloader.aclose()
+        for backend in telemetry.services.backends.values():
             await backend.aclose()
-        await services.fleet.aclose()
-        services.journal.close()
-        services.access_log.flush()
-        await services.database.dispose()
-
-
-def _report(job: "asyncio.Task[None]") -> None:
-    """A background job that ends by itself with an exception is a bug, and must not end silently."""
-    if not job.cancelled() and (exc := job.exception()) is not None:
-        log.error("the background job '%s' ended", job.get_name(), exc_info=exc)
+        await house.fleet.aclose()
+        house.journal.close()
+        house.access_log.flush()
+        await house.database.dispose()

@@ -22,14 +22,14 @@ OTHER = "other"
 class Metrics:
     """
     Args:
-        models: names that may be labels; likewise `backends`, and `errors`, the codes of our own (an upstream may invent more).
+        errors: the codes of our own; an upstream may invent more.
     """
 
-    def __init__(self, *, models: Iterable[str], backends: Iterable[str], errors: Iterable[str]) -> None:
+    def __init__(self, *, errors: Iterable[str]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per series, which no dashboard reads
         self.registry = CollectorRegistry()
-        self._models = frozenset(models)
-        self._backends = frozenset(backends)
+        self._models: frozenset[str] = frozenset()
+        self._backends: frozenset[str] = frozenset()
         self._errors = frozenset(errors)
         self.in_flight = 0
 
@@ -49,6 +49,7 @@ class Metrics:
         self._tokens = counter("chasqui_tokens", "Tokens as settled.", "model", "type")
         self._cache = counter("chasqui_embedding_cache_items", "Inputs of embedding requests.", "result")
         self._restarts = counter("chasqui_worker_restarts", "Workers started again after a death.", "backend")
+        self._reloads = counter("chasqui_config_reloads", "Changed configurations.", "result")
         self._duration = histogram(
             "gen_ai_server_request_duration_seconds", "From the request's head to the answer's end.",
             DURATION_BUCKETS_S, "gen_ai_operation_name", "gen_ai_request_model", "error_type",
@@ -72,9 +73,13 @@ class Metrics:
         tasks.set_function(running_tasks)
         ProcessCollector(registry=self.registry)
 
+    def name(self, *, models: Iterable[str], backends: Iterable[str]) -> None:
+        """What may be labels from now on. Series that are there stay: a counter must not vanish."""
+        self._models, self._backends = frozenset(models), frozenset(backends)
+
     def observe(self, exchange: Exchange, status: int, seconds: float) -> None:
         """An answered request, whatever its end."""
-        model = exchange.model if exchange.model in self._models else OTHER
+        model = exchange.entry if exchange.entry in self._models else OTHER
         backend = exchange.backend if exchange.backend in self._backends else "none"
         error = exchange.error if exchange.error in self._errors or not exchange.error else OTHER
         outcome = exchange.outcome if exchange.status else "client_left"
@@ -91,6 +96,9 @@ class Metrics:
     def cache(self, *, hits: int, misses: int) -> None:
         self._cache.add(("hit",), hits)
         self._cache.add(("miss",), misses)
+
+    def reloaded(self, *, taken: bool) -> None:
+        self._reloads.add(("taken" if taken else "refused",))
 
     def worker_restarted(self, backend: str) -> None:
         self._restarts.add((backend,))

@@ -6,7 +6,8 @@ settle. Failures before the first byte are raised; later ones end the stream wit
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,23 +20,45 @@ from gateway.bookkeeping import Bookkeeping
 from gateway.errors import GatewayStopping, StoreUnavailable, explain
 from gateway.exchange import Exchange
 from gateway.outlet import Outlet
+from gateway.race import race
 from gateway.targets import Targets
+from gateway.tries import Tries
+from policies.errors import QuotaExceeded
+from policies.routing import Station
 
+T = TypeVar("T", Answer, "Started")
+Ask = Callable[[Backend, Call], Awaitable[T]]
+
+PING = b": ping\n\n"
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-store"}
 
 
+class Started(NamedTuple):
+    """A stream that has begun."""
+
+    first: Event
+    rest: AsyncGenerator[Event, None]
+
+
 class Pipeline:
+    """
+    Args:
+        keepalive_s: between pings to clients who wait for the first event of a stream; False: they are not pinged.
+    """
+
     def __init__(
         self,
         targets: Targets,
         attempts: Attempts,
         books: Bookkeeping,
         *,
+        keepalive_s: float | Literal[False] = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._targets = targets
         self._attempts = attempts
         self._books = books
+        self._keepalive_s = keepalive_s
         self._clock = clock
 
     async def answer(self, exchange: Exchange, body: Body, outlet: Outlet) -> None:
@@ -47,48 +70,58 @@ class Pipeline:
         exchange.model = body.require("model", str)
         exchange.stream = body.read("stream", bool, False)
         target = self._targets.resolve(exchange.model, exchange.caller)
+        exchange.entry = target.settings.name
         with self._books.of(exchange, outlet):
             await self._books.admit(exchange)
             question = await self._attempts.ask(exchange, target, body)
             await (self._stream if exchange.stream else self._whole)(exchange, question, outlet)
 
     async def _whole(self, exchange: Exchange, question: Question, outlet: Outlet) -> None:
-        answer = await self._answered(exchange, question)
+        answer = await self._asked(exchange, question, _complete)
         exchange.usage = answer.usage or self._books.estimate(exchange, len(answer.body))
         exchange.outcome = "complete"
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
         await outlet.whole(answer.body, {"content-type": "application/json", **answer.headers})
 
-    async def _answered(self, exchange: Exchange, question: Question) -> Answer:
-        """The first whole answer of any attempt."""
-        while (attempt := await self._next_attempt(exchange, question)) is not None:
-            backend, call = attempt
-            waiting_since = self._clock()
-            try:
-                return await backend.complete(call)
-            except BackendError as failure:
-                question.tries.failed(failure)
-            finally:
-                exchange.waited_s += self._clock() - waiting_since
-        raise question.tries.failure
-
     async def _stream(self, exchange: Exchange, question: Question, outlet: Outlet) -> None:
-        first, events = await self._first(exchange, question)
+        started: Started | None = None
         try:
+            started = await self._started(exchange, question, outlet)
             self._books.first_byte(exchange, self._clock())
-            await outlet.start(STREAM_HEADERS)
-            await self._pass_on(exchange, first, outlet)
-            async for event in events:
+            if not exchange.head_sent:
+                await outlet.start(STREAM_HEADERS)
+            await self._pass_on(exchange, started.first, outlet)
+            async for event in started.rest:
                 await self._pass_on(exchange, event, outlet)
-        except (BackendError, StoreUnavailable) as failure:
+        except (BackendError, StoreUnavailable, QuotaExceeded) as failure:
+            if not exchange.head_sent:
+                raise
             await self._broken(exchange, failure, outlet)
         except asyncio.CancelledError:
-            if not outlet.gone:
+            if exchange.head_sent and not outlet.gone:
                 await self._broken(exchange, GatewayStopping(), outlet)
             raise
         finally:
-            await events.aclose()
+            if started is not None:
+                await started.rest.aclose()
+
+    async def _started(self, exchange: Exchange, question: Question, outlet: Outlet) -> Started:
+        """The first attempt that yields an event. Whoever waits for it is pinged, where the operator wants that."""
+        if not self._keepalive_s:
+            return await self._asked(exchange, question, _start)
+        task = asyncio.create_task(self._asked(exchange, question, _start))
+        try:
+            while not (await asyncio.wait([task], timeout=self._keepalive_s))[0]:
+                if not exchange.head_sent:
+                    self._books.stand(exchange)
+                    await outlet.start(STREAM_HEADERS)
+                await outlet.piece(PING, last=False)
+            return task.result()
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
 
     async def _pass_on(self, exchange: Exchange, event: Event, outlet: Outlet) -> None:
         exchange.usage = event.usage or exchange.usage
@@ -99,36 +132,41 @@ class Pipeline:
         if event.raw:
             await outlet.piece(event.raw, last=event.last)
 
-    async def _first(self, exchange: Exchange, question: Question) -> tuple[Event, AsyncGenerator[Event, None]]:
-        """The first attempt that yields an event; the attempts before it are closed."""
-        while (attempt := await self._next_attempt(exchange, question)) is not None:
-            backend, call = attempt
-            waiting_since = self._clock()
-            events = backend.stream(call)
-            try:
-                return await anext(events), events
-            except StopAsyncIteration:
-                question.tries.failed(UpstreamBroken(backend.name, "an empty stream"))
-            except BackendError as failure:
-                question.tries.failed(failure)
-            finally:
-                exchange.waited_s += self._clock() - waiting_since
-        raise question.tries.failure
+    async def _asked(self, exchange: Exchange, question: Question, ask: Ask[T]) -> T:
+        """What the first attempt that works gives; of two at a time, where the model is hedged."""
+        hedge_after_s = question.target.settings.hedge_after_s
+        if not hedge_after_s:
+            return (await self._along(exchange, question, question.tries, ask))[1]
+        began_s, waited_s = self._clock(), exchange.waited_s
+        station, result = await race(
+            lambda: self._along(exchange, question, question.tries, ask),
+            lambda: self._along(exchange, question, question.tries.split(), ask),
+            after_s=hedge_after_s,
+            discard=_discard,
+        )
+        exchange.waited_s = waited_s + self._clock() - began_s
+        exchange.backend, exchange.backend_model = station.backend, station.model
+        return result
 
-    async def _next_attempt(self, exchange: Exchange, question: Question) -> tuple[Backend, Call] | None:
-        """The next station, prepared now that its turn has come; None: nobody is left to ask."""
+    async def _along(self, exchange: Exchange, question: Question, tries: Tries, ask: Ask[T]) -> tuple[Station, T]:
+        """Ask one station after the other, until one gives an answer."""
         while True:
             waiting_since = self._clock()
-            station = await question.tries.next()
+            station = await tries.next()
             exchange.waited_s += self._clock() - waiting_since
             if station is None:
-                return None
+                raise tries.failure
             exchange.attempts += 1
             exchange.backend, exchange.backend_model = station.backend, station.model
             try:
-                return await self._attempts.prepare(exchange, question, station)
+                backend, call = await self._attempts.prepare(exchange, question, station)
+                waiting_since = self._clock()
+                try:
+                    return station, await ask(backend, call)
+                finally:
+                    exchange.waited_s += self._clock() - waiting_since
             except BackendError as failure:
-                question.tries.failed(failure)
+                tries.failed(failure)
 
     async def _broken(self, exchange: Exchange, failure: Exception, outlet: Outlet) -> None:
         """After the first byte: one error event, and the stream is over. It never looks complete."""
@@ -138,3 +176,21 @@ class Pipeline:
         exchange.outcome, exchange.error = "broken", told.meaning.code
         self._books.close(exchange)
         await outlet.piece(sse.encode(msgspec.json.encode(told.body)), last=True)
+
+
+async def _complete(backend: Backend, call: Call) -> Answer:
+    return await backend.complete(call)
+
+
+async def _start(backend: Backend, call: Call) -> Started:
+    events = backend.stream(call)
+    try:
+        return Started(await anext(events), events)
+    except StopAsyncIteration:
+        raise UpstreamBroken(backend.name, "an empty stream") from None
+
+
+async def _discard(late: tuple[Station, Answer | Started]) -> None:
+    """A hedged answer that nobody needs any more."""
+    if isinstance(late[1], Started):
+        await late[1].rest.aclose()

@@ -7,34 +7,55 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.health import Watched
 from backends.llamacpp.fleet import Fleet
+from backends.registry import Connect
 from gateway.access_log import AccessLog
 from gateway.embeddings import Embeddings
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
+from gateway.settings import Loaded
 from gateway.targets import Targets
 from policies.generations import Watcher
 from policies.keys import Keys
+from policies.quotas import QuotaStore
 from policies.roles import Role
+from retrieval.embedding_cache import EmbeddingCache
 from retrieval.ingestion import Ingestion
 from retrieval.search import Searcher
 
 
 @dataclass(frozen=True)
-class Services:
+class House:
+    """What outlives a configuration: opened once, closed at the end."""
+
     database: AsyncEngine
     fleet: Fleet
+    watcher: Watcher
+    quotas: QuotaStore
+    journal: Journal
+    access_log: AccessLog
+    metrics: Metrics
+    connect: Connect
+
+
+@dataclass(frozen=True)
+class Services:
+    """What one configuration makes of it. A request keeps those that it began with."""
+
+    house: House
+    loaded: Loaded
     backends: Mapping[str, Watched]
     keys: Keys
     roles: Mapping[str, Role]
-    watcher: Watcher
     targets: Targets
     pipeline: Pipeline
     embeddings: Embeddings
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]
-    journal: Journal
-    access_log: AccessLog
-    metrics: Metrics
+    cache: EmbeddingCache
     max_body_bytes: int
     created_at: int
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.house.metrics

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from gateway.settings_checks import cross_check
 from gateway.settings_schema import GatewaySettings, StoreSettings
+from gateway.settings_secrets import MIN_SECRET_CHARS, missing_secrets, read_secrets
 from gateway.settings_yaml import Lines, load_yaml
 
 DEFAULT_CONFIG = "config/chasqui.yaml"
-MIN_SECRET_CHARS = 16
 
 
 class Loaded(NamedTuple):
@@ -25,7 +25,7 @@ class Loaded(NamedTuple):
     admin_key: str | None
     tiktoken_dir: Path | None
     secrets: Mapping[str, str]
-    """The environment variables that the configuration names."""
+    """What the configuration names: environment variables by name, files by `file:` and their path."""
 
 
 class ConfigInvalid(Exception):
@@ -37,9 +37,9 @@ class ConfigInvalid(Exception):
 
 
 NOT_BUILT_YET = frozenset(
-    "admin max_concurrent slots ram_disk price shared cost_usd compute_s on_store_down metrics stages "
-    "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention keepalive_s "
-    "max_answer_mb max_wait_s shutdown_s log_content max_loaded tools truncate sharing_scope rerank".split()
+    "admin slots ram_disk price shared cost_usd compute_s on_store_down metrics stages "
+    "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention "
+    "log_content max_loaded tools truncate sharing_scope rerank".split()
 )
 """Names that the design has and this version has not: refused by name, never parsed and ignored."""
 
@@ -59,6 +59,7 @@ def load(
     path = path or Path(environment.get("CHASQUI_CONFIG") or DEFAULT_CONFIG)
     tree, lines = _read(path)
     problems: list[str] = []
+    secrets: Mapping[str, str] = {}
     home = environment.get("CHASQUI_HOME") or tree.get("home") or GatewaySettings.model_fields["home"].default
     tree["home"] = home
     tree.setdefault("store", {"url": StoreSettings.model_fields["url"].default})
@@ -68,15 +69,13 @@ def load(
     settings = _validate(tree, lines, problems)
     if settings is not None:
         problems += [lines.say(where, what) for where, what in cross_check(settings)]
-        problems += [lines.say(where, what) for where, what in _missing_secrets(settings, environment)]
+        secrets = read_secrets(settings, environment)
+        problems += [lines.say(where, what) for where, what in missing_secrets(settings, secrets)]
     admin_key = environment.get("CHASQUI_ADMIN_KEY") or None
     if admin_key is not None and len(admin_key) < MIN_SECRET_CHARS:
         problems.append(f"CHASQUI_ADMIN_KEY is shorter than {MIN_SECRET_CHARS} characters; choose a longer one")
     if problems or settings is None:
         raise ConfigInvalid(problems)
-    named = [key.key_env for key in settings.keys] + [
-        env for one in settings.backends if (env := getattr(one, "api_key_env", None))
-    ]
     folder = environment.get("TIKTOKEN_CACHE_DIR")
     return Loaded(
         settings=settings,
@@ -84,8 +83,15 @@ def load(
         home=Path(str(settings.home)).absolute(),
         admin_key=admin_key,
         tiktoken_dir=Path(folder) if folder else None,
-        secrets={name: environment[name] for name in named if environment.get(name)},
+        secrets=secrets,
     )
+
+
+def watched_files(loaded: Loaded) -> list[str]:
+    """What, when it is saved, makes another configuration: the file, prompts, and secrets that are files."""
+    prompts = [str(path) for pattern in loaded.settings.prompts.paths for path in sorted(Path.cwd().glob(pattern))]
+    secrets = [name.removeprefix("file:") for name in loaded.secrets if name.startswith("file:")]
+    return [str(loaded.path), *prompts, *sorted(secrets)]
 
 
 def _overrides(
@@ -188,18 +194,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
-
-
-def _missing_secrets(
-    settings: GatewaySettings, environment: Mapping[str, str]
-) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """A key for clients must be there and long enough; a provider's may be missing as long as nobody calls it."""
-    for index, key in enumerate(settings.keys):
-        secret = environment.get(key.key_env, "")
-        if not secret:
-            yield ("keys", index, "key_env"), f"the environment variable {key.key_env} is not set"
-        elif len(secret) < MIN_SECRET_CHARS:
-            yield (
-                ("keys", index, "key_env"),
-                f"{key.key_env} is shorter than {MIN_SECRET_CHARS} characters; choose a longer key",
-            )

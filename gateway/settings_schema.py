@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backends.settings import BackendSettings, Name, Settings
+from backends.settings import BackendSettings, Name, Seconds, Settings
 from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
 from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, RetrievalSettings
 
@@ -15,6 +15,11 @@ class ServerSettings(Settings):
     """0: any free one, printed at start."""
     workers: Literal[1] = 1
     max_body_mb: Annotated[float, Field(gt=0, le=4096)] = 25
+    shutdown_s: Annotated[float, Field(ge=0, le=86_400)] = 30
+    """How long requests in work may go on after a stop signal; streams that do not end in time get one error event."""
+    keepalive_s: Seconds | Literal[False] = False
+    """A stream that is still without its first event gets a `: ping` comment this often, so that proxies keep the connection.
+    With the first one the status 200 is out, and a failure after it is an error event."""
 
 
 class StoreSettings(Settings):

@@ -1,7 +1,8 @@
 """What a model name stands for, and for whom. A name that a caller may not use does not exist for it."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.health import Watched
 from gateway.settings_schema import ModelSettings
@@ -9,11 +10,16 @@ from gateway.tries import random_jitter
 from policies.errors import ModelUnknown
 from policies.prompts import Prompt
 from policies.roles import Caller
-from policies.routing import Station, attempts, expand
+from policies.routing import Station, attempts, expand, named
+
+PLAIN_NAME = re.compile(r"[!-~]{1,256}")
+"""A name that a wildcard stands for goes into headers and addresses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
+    name: str
+    """What the caller asks for."""
     settings: ModelSettings
     stations: tuple[Station, ...]
     prompt: Prompt | None
@@ -34,19 +40,31 @@ class Targets:
         self._draw = draw
         by_name = {model.name: model for model in models}
         self._targets = {
-            name: Target(model, tuple(expand(name, by_name, backends)), prompts[model.prompt] if model.prompt else None)
+            name: Target(
+                name, model, tuple(expand(name, by_name, backends)), prompts[model.prompt] if model.prompt else None
+            )
             for name, model in by_name.items()
         }
+        wild = [name for name in self._targets if name.endswith("*")]
+        self._wild = sorted(wild, key=len, reverse=True)  # the closest first
 
     def resolve(self, name: str, caller: Caller) -> Target:
         """
         Raises:
             ModelUnknown: no such name, or not for this caller.
         """
-        target = self._targets.get(name)
+        target = self._targets.get(name) or self._named(name)
         if target is None or not self._visible(target, caller):
             raise ModelUnknown(name)
         return target
+
+    def _named(self, name: str) -> Target | None:
+        """The wildcard entry that stands for a name, with its stations as they call it."""
+        entry = next((wild for wild in self._wild if name.startswith(wild[:-1]) and name != wild[:-1]), None)
+        if entry is None or not PLAIN_NAME.fullmatch(name):
+            return None
+        target = self._targets[entry]
+        return replace(target, name=name, stations=tuple(named(target.stations, name, entry)))
 
     def stations(self, target: Target, caller: Caller) -> list[Station]:
         """Those of the route that this caller may use, in the order in which they are to be asked now."""
@@ -59,12 +77,15 @@ class Targets:
         )
 
     def names(self, caller: Caller) -> list[str]:
-        """Exactly the names that `resolve` accepts from this caller, in the configuration's order."""
-        return [name for name, target in self._targets.items() if self._visible(target, caller)]
+        """The names that `resolve` accepts from this caller, in the configuration's order; not those behind a wildcard,
+        which only its backend knows."""
+        return [
+            name for name, target in self._targets.items() if not name.endswith("*") and self._visible(target, caller)
+        ]
 
     def _visible(self, target: Target, caller: Caller) -> bool:
         return (
-            caller.may("models", target.settings.name)
+            caller.may("models", target.name)
             and all(caller.may("collections", collection) for collection in target.settings.collections)
             and (target.prompt is None or caller.may("prompts", target.prompt.name))
             and any(caller.may("backends", station.backend) for station in target.stations)

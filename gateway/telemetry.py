@@ -1,7 +1,7 @@
 """The outermost layer: an id for every request, one log line and one observation for every answer, and the last net."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from backends.asgi import Receive, Send
@@ -19,9 +19,11 @@ class Telemetry:
 
     def __init__(self, app: Any, services: Services, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.services = services
+        self.reload: Callable[[], Coroutine[Any, Any, bool]] = nothing_to_reload
+        """Takes a changed configuration over; says whether it could."""
         self._app = app
         self._metrics = services.metrics
-        self._log = services.access_log
+        self._log = services.house.access_log
         self._clock = clock
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -46,6 +48,10 @@ class Telemetry:
         self._log.add(method, exchange, status, seconds)
         if exchange.operation != "other":
             self._metrics.observe(exchange, status, seconds)
+
+
+async def nothing_to_reload() -> bool:
+    return False
 
 
 def _crossing(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:

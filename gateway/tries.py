@@ -54,6 +54,11 @@ class Tries:
             self._failures_here = 0
         return self._stations[0] if self._stations else None
 
+    def split(self) -> "Tries":
+        """The way along the stations behind the present one, which keeps that one for itself."""
+        behind = [self._stations.pop() for _ in range(len(self._stations) - 1)]
+        return Tries(self._model, reversed(behind), retries=self._retries, sleep=self._sleep, jitter=self._jitter)
+
     async def _paused(self, failure: BackendError) -> bool:
         """True: the same station may be asked again, and the pause is over."""
         if self._failures_here > self._retries:

@@ -42,6 +42,8 @@ def pause_s(failure: BackendError, *, failed: int, jitter: float, now: datetime 
             asked_s = retry_after_s(failure.retry_after, now or datetime.now(UTC))
         case BackendBusy() | BackendUnavailable():
             asked_s = failure.retry_after_s
+        case UpstreamBroken(status=401 | 403):
+            return None  # the same key would be refused again
         case UpstreamBroken() | BackendTimeout():
             asked_s = None
         case _:

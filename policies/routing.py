@@ -42,6 +42,19 @@ def _walk(
             yield from _walk(target, models, backends, (*path, target))
 
 
+def named(stations: Iterable[Station], asked: str, wildcard: str) -> list[Station]:
+    """The stations of a wildcard name for one of the names that it stands for.
+
+    Args:
+        wildcard: the configured name, which ends in `*`.
+    """
+    matched = asked[len(wildcard) - 1 :]
+    return [
+        station._replace(model=asked if station.model == wildcard else station.model.replace("*", matched))
+        for station in stations
+    ]
+
+
 def attempts(
     stations: Sequence[Station],
     *,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from backends.settings import Name, Settings
+from backends.settings import Name, Seconds, Settings
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -59,11 +59,18 @@ class RoleSettings(Settings):
 
 
 class KeySettings(Settings):
-    """A key whose secret comes from the environment."""
+    """A key whose secret comes from the environment, or from a file that holds nothing else."""
 
     name: Name
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key_file: Annotated[str, Field(min_length=1)] | None = None
     role: Name = "default"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "KeySettings":
+        if (self.key_env is None) == (self.key_file is None):
+            raise ValueError("needs one of key_env and key_file")
+        return self
 
 
 class RouteEntry(Settings):
@@ -71,7 +78,7 @@ class RouteEntry(Settings):
 
     backend: Name
     model: str | None = None
-    """What the backend calls it; the client's name where it is not given."""
+    """What the backend calls it; the client's name where it is not given. `*` in it is what the model's own `*` stands for."""
     weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
     """Its share where the strategy is `weighted`, its strength where it is `least_busy`."""
 
@@ -79,12 +86,16 @@ class RouteEntry(Settings):
 class RouteSettings(Settings):
     """What a model name stands for."""
 
-    name: Name
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/-]{0,127}\*?|\*)$")]
+    """With `*` at its end it stands for every name that begins so, unless another entry is closer."""
     route: Annotated[list[Name | RouteEntry], Field(min_length=1)]
     strategy: Literal["order", "weighted", "least_busy", "fastest"] = "order"
     """Which station is asked first; the others follow when it fails."""
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     """Extra attempts on the same backend before the next one, after pauses that grow and that honour Retry-After."""
+    hedge_after_s: Seconds | Literal[False] = False
+    """When nothing has come from the first station for so long, the next one is asked as well, and the first answer counts. Both
+    cost; only the answer's own tokens are counted."""
     prompt: str | None = None
     default_max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of an answer where the client names no maximum: a local model stops there, for an upstream a quota holds them."""

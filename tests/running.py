@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gateway.database import open_database
 from gateway.server import Protocol
 from gateway.services import Services
 from gateway.settings import load
+from gateway.telemetry import Telemetry
 
 ADMIN_KEY = "sk-test-admin-0123456789abcdef"
 
@@ -28,11 +30,23 @@ ADMIN_KEY = "sk-test-admin-0123456789abcdef"
 @dataclass
 class Gateway:
     url: str
-    services: Services
+    app: Telemetry
+    loop: asyncio.AbstractEventLoop
+    server: uvicorn.Server
     home: Path
     log: list[str]
     """What the access log has written, a text of several lines at a time."""
     key: str = ADMIN_KEY
+
+    @property
+    def services(self) -> Services:
+        """Those in use."""
+        return self.app.services
+
+    def reload(self, config: Mapping[str, Any]) -> bool:
+        """Write this configuration and have it taken over; says whether it was."""
+        write_config(self.home, config)
+        return asyncio.run_coroutine_threadsafe(self.app.reload(), self.loop).result(30)
 
     @property
     def http(self) -> httpx.Client:
@@ -53,12 +67,17 @@ class Gateway:
             return str(answer.json()["key"])
 
 
+def write_config(home: Path, config: Mapping[str, Any]) -> None:
+    whole = {"home": str(home), "backends": [], "models": []} | dict(config)
+    (home / "chasqui.yaml").write_text(yaml.safe_dump(whole))
+
+
 @contextmanager
 def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Iterator[Gateway]:
     """Start a gateway with this configuration (its `home` is `home`), stop it at the end."""
-    file = home / "chasqui.yaml"
-    file.write_text(yaml.safe_dump({"home": str(home), "backends": [], "models": []} | dict(config)))
-    loaded = load(file, {"CHASQUI_ADMIN_KEY": ADMIN_KEY, **(environment or {})})
+    write_config(home, config)
+    read = partial(load, home / "chasqui.yaml", {"CHASQUI_ADMIN_KEY": ADMIN_KEY, **(environment or {})})
+    loaded = read()
     listener = socket.create_server(("127.0.0.1", 0))
     ready: threading.Event = threading.Event()
     state: dict[str, Any] = {}
@@ -67,7 +86,7 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     async def serve() -> None:
         try:
             database = await open_database(loaded.settings.store.url)
-            app = create_app(loaded, database, access_log=AccessLog(log.append))
+            app = create_app(loaded, database, load=read, access_log=AccessLog(log.append))
             options = {
                 "lifespan": "on",
                 "log_config": None,
@@ -76,8 +95,9 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
                 "http": Protocol,
                 "proxy_headers": False,
             }
-            server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **options))  # type: ignore[arg-type]
-            state.update(server=server, services=app.services)
+            grace_s: Any = loaded.settings.server.shutdown_s if "shutdown_s" in config.get("server", {}) else 3
+            server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=grace_s, **options))  # type: ignore[arg-type]
+            state.update(server=server, app=app, loop=asyncio.get_running_loop())
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
@@ -93,7 +113,9 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     if "failure" in state:
         raise state["failure"]
     try:
-        yield Gateway(f"http://127.0.0.1:{listener.getsockname()[1]}", state["services"], home, log)
+        yield Gateway(
+            f"http://127.0.0.1:{listener.getsockname()[1]}", state["app"], state["loop"], state["server"], home, log
+        )
     finally:
         state["server"].should_exit = True
         thread.join(20)

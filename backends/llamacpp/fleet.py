@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import msgspec
 
 from backends.errors import BackendUnavailable
+from backends.keyring import KeyRing
 from backends.llamacpp.worker_command import KEY_ENV, WorkerOptions, worker_command
 from backends.relay import Relay
 from backends.settings import LlamaCppSettings, Timeouts
@@ -252,7 +254,9 @@ class Member:
         log.info("worker '%s' is ready in %.1f s (pid %d)", self.name, self._clock() - started_s, process.pid)
         transport = Http1Transport("http://worker/v1", socket_path=str(socket), keepalive_s=3000)
         headers = {"authorization": f"Bearer {key}", "x-chasqui-tokens": "1"}
-        return _Process(process, Relay(self.name, transport, headers=headers, timeouts=LOCAL_TIMEOUTS), socket, ready)
+        return _Process(
+            process, Relay(self.name, transport, keys=KeyRing([headers]), timeouts=LOCAL_TIMEOUTS), socket, ready
+        )
 
     async def _ready_line(
         self, process: asyncio.subprocess.Process, errors: "asyncio.Task[None]", tail: deque[str]
@@ -339,14 +343,16 @@ class Fleet:
         on_restart: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._sockets = Sockets()
-        self._members: dict[str, Member] = {}
+        self._members: weakref.WeakSet[Member] = (
+            weakref.WeakSet()
+        )  # a backend that is no longer configured takes its own along
         self._sleep = sleep
         self._on_restart = on_restart
         self._keeper: asyncio.Task[None] | None = None
 
     def add(self, settings: LlamaCppSettings, path: Path) -> Member:
         member = Member(settings, path, sockets=self._sockets, on_restart=self._on_restart)
-        self._members[settings.name] = member
+        self._members.add(member)
         return member
 
     def start(self) -> None:
@@ -355,12 +361,12 @@ class Fleet:
     async def _stop_idle_ones(self) -> None:
         while True:
             await self._sleep(1.0)
-            for member in self._members.values():
+            for member in list(self._members):
                 await member.stop_if_idle()
 
     async def aclose(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await asyncio.gather(*(member.aclose() for member in self._members.values()))
+        await asyncio.gather(*(member.aclose() for member in list(self._members)))
         self._sockets.remove()

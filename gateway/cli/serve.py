@@ -7,13 +7,15 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from gateway.cli.common import config_option, load_or_stop, stop
-from gateway.settings import Loaded
+from gateway.settings import Loaded, load
 
 if TYPE_CHECKING:
     import uvicorn
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     from policies.keys import Keys
 
 STARTED_S = time.perf_counter()
-
-GRACE_S = 30
-"""How long streams may go on after a stop signal."""
 
 
 @click.command("serve")
@@ -45,12 +44,12 @@ def command(config: Path | None, host: str | None, port: int | None, prepare: bo
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(serve(loaded, listener))
+            runner.run(serve(loaded, listener, partial(load, config, host=host, port=port)))
         except KeyboardInterrupt:
             pass
 
 
-async def serve(loaded: Loaded, listener: socket.socket) -> None:
+async def serve(loaded: Loaded, listener: socket.socket, load_again: Callable[[], Loaded]) -> None:
     import uvicorn
 
     from backends.errors import ModelFileUnusable
@@ -66,8 +65,8 @@ async def serve(loaded: Loaded, listener: socket.socket) -> None:
         stop(f"{loaded.home} cannot be used as `home`: {exc.strerror}; choose another with CHASQUI_HOME or `home:`")
     try:
         database = await open_database(loaded.settings.store.url)
-        app = create_app(loaded, database)
-        app.services.journal.open()  # here, where a failure is one line
+        app = create_app(loaded, database, load=load_again)
+        app.services.house.journal.open()  # here, where a failure is one line
     except (DatabaseUnusable, ModelFileUnusable, PromptInvalid, StoreUnavailable) as exc:
         stop(str(exc))
     config = uvicorn.Config(
@@ -80,12 +79,16 @@ async def serve(loaded: Loaded, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=loaded.settings.server.shutdown_s,  # type: ignore[arg-type]  # it goes to asyncio.wait_for
     )
-    signal.signal(
-        signal.SIGHUP,
-        lambda *_: logging.getLogger("chasqui").warning("reloading is not built yet; restart to apply changes"),
-    )
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(app.reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     server = uvicorn.Server(config)
     announcing = asyncio.create_task(announce(server, listener, loaded, app.services.keys))
     await server.serve(sockets=[listener])

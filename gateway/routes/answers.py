@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def services_of(request: Request[Any, Any, Any]) -> Services:
-    services: Services = request.app.state.services
+    services: Services = request.scope["services"]  # type: ignore[typeddict-item]
     return services
 
 

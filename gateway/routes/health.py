@@ -26,11 +26,11 @@ async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     services = services_of(request)
     store = "ok"
     try:
-        async with asyncio.timeout(STORE_TIMEOUT_S), services.database.connect() as connection:
+        async with asyncio.timeout(STORE_TIMEOUT_S), services.house.database.connect() as connection:
             await connection.execute(text("SELECT 1"))
     except (SQLAlchemyError, OSError, TimeoutError):
         store = "failed"
-    if services.journal.failing:
+    if services.house.journal.failing:
         store = "failed"
     backends = {name: backend.status() for name, backend in services.backends.items()}
     collections = {name: searcher.state for name, searcher in services.searchers.items()}

@@ -18,7 +18,7 @@ class FakeReply:
         self.delivered = 0
         self._pieces = deque(pieces)
 
-    async def piece(self) -> bytes:
+    async def piece(self, *, first: bool = False) -> bytes:
         while self._pieces:
             match piece := self._pieces.popleft():
                 case bytes():

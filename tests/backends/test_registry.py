@@ -8,11 +8,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from backends.base import CHAT, Backend, Call
+from backends.connecting import connect
 from backends.errors import ModelFileUnusable
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.fleet import Fleet
 from backends.quote import Quote
-from backends.registry import build_backends, connect
+from backends.registry import build_backends
 from backends.settings import BackendSettings, OpenAISettings
 from backends.wire import Body
 from tests.backends.fake_transport import FakeReply, FakeTransport

@@ -11,6 +11,7 @@ import pytest
 from backends import sse
 from backends.base import CHAT, Call, Event
 from backends.errors import BackendTimeout, BackendUnavailable, UpstreamBroken, UpstreamRefused
+from backends.keyring import KeyRing
 from backends.relay import Relay
 from backends.settings import Timeouts
 from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed
@@ -32,7 +33,7 @@ def call(**fields: Any) -> Call:
 
 def relay(outcome: FakeReply | Exception | asyncio.Event, **options: Any) -> tuple[Relay, FakeTransport]:
     transport = FakeTransport(outcome)
-    options = {"headers": {"authorization": f"Bearer {SECRET}"}, "timeouts": Timeouts()} | options
+    options = {"keys": KeyRing([{"authorization": f"Bearer {SECRET}"}]), "timeouts": Timeouts()} | options
     return Relay("up", transport, **options), transport
 
 
@@ -134,8 +135,10 @@ async def test_an_error_body_of_another_shape_becomes_words() -> None:
 
 @pytest.mark.parametrize("status", [302, 401, 402, 403, 405, 418, 500, 502, 503, 529])
 async def test_every_other_status_is_the_upstreams_own_affair(status: int) -> None:
-    with pytest.raises(UpstreamBroken, match=f"status {status}: nope"):
+    words = "it refused the gateway's key" if status in (401, 403) else "nope"
+    with pytest.raises(UpstreamBroken, match=f"status {status}: {words}") as caught:
         await relay(FakeReply(status, JSON, [error("nope")]))[0].complete(call())
+    assert caught.value.status == status
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ async def test_an_upstream_says_who_it_is_and_counts_nothing() -> None:
 async def test_keys_do_not_reach_the_client(text: str) -> None:
     for outcome in (
         FakeReply(400, JSON, [error(text)]),
-        FakeReply(401, JSON, [error(text)]),
+        FakeReply(402, JSON, [error(text)]),
         FakeReply(500, {}, [text.encode()]),
         FakeReply(200, JSON, [error(text)]),
         FakeReply(200, JSON, [text.encode()]),

@@ -29,9 +29,10 @@ class Received:
 class Line:
     """The connection, for a script."""
 
-    def __init__(self, connection: socket.socket, stopping: threading.Event) -> None:
+    def __init__(self, connection: socket.socket, stopping: threading.Event, heard: threading.Event) -> None:
         self._connection = connection
         self._stopping = stopping
+        self._heard = heard
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
@@ -67,6 +68,15 @@ class Line:
     def close(self) -> None:
         self._connection.shutdown(socket.SHUT_RDWR)
 
+    def pause(self, seconds: float) -> bool:
+        """Do nothing for a while; False when the upstream is being stopped."""
+        return not self._stopping.wait(seconds)
+
+    def wait_until_heard(self) -> None:
+        """Until the test says that its client holds the first event: a reset may overtake bytes that nobody has read."""
+        if not self._heard.wait(5):
+            raise OSError("no client has heard of this stream")
+
     def wait_until_peer_leaves(self) -> bool:
         """True when the peer closed, False when the upstream is being stopped."""
         self._connection.settimeout(0.05)
@@ -91,6 +101,8 @@ class Upstream:
     received: list[Received] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
     peer_left: threading.Event = field(default_factory=threading.Event)
+    heard: threading.Event = field(default_factory=threading.Event)
+    """Set by a test whose scripts wait until its client has the first event."""
 
     @property
     def base_url(self) -> str:
@@ -129,6 +141,7 @@ def playing(script: Script) -> Iterator[Upstream]:
 
 def _serve(connection: socket.socket, upstream: Upstream, stopping: threading.Event) -> None:
     with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what a script sends piece by piece, goes so
         buffer = b""
         while not stopping.is_set():
             connection.settimeout(0.1)
@@ -153,7 +166,7 @@ def _serve(connection: socket.socket, upstream: Upstream, stopping: threading.Ev
             upstream.arrived.set()
             connection.settimeout(10)
             try:
-                upstream.script(received, Line(connection, stopping))
+                upstream.script(received, Line(connection, stopping, upstream.heard))
             except OSError:
                 return
             if connection.fileno() < 0:

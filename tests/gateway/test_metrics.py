@@ -33,9 +33,10 @@ def test_random_names_paths_agents_and_keys_make_no_new_series(gateway: Gateway)
 
 
 def test_a_code_that_an_upstream_invented_counts_as_other() -> None:
-    metrics = Metrics(models=["m"], backends=["b"], errors=["upstream_error"])
+    metrics = Metrics(errors=["upstream_error"])
+    metrics.name(models=["m"], backends=["b"])
     for error in ("invented_by_upstream", "upstream_error", ""):
-        exchange = Exchange("req_1", "/", 0.0, operation="chat", model="m", backend="b", error=error)
+        exchange = Exchange("req_1", "/", 0.0, operation="chat", entry="m", backend="b", error=error)
         metrics.observe(exchange, 400, 0.1)
     text = metrics.render().decode()
     assert "invented" not in text

@@ -209,7 +209,7 @@ def test_numbers_below_zero_hold_no_less_for_an_upstream(limited: Gateway, chang
 def test_a_journal_that_cannot_be_written_makes_the_gateway_unready(limited: Gateway) -> None:
     with limited.http as http:
         assert http.get("/health/ready").status_code == 200
-        limited.services.journal.failing = True
+        limited.services.house.journal.failing = True
         assert http.get("/health/ready").status_code == 503
         assert http.post(CHAT, json=ASK).status_code == 200  # a line that gets through clears it
         assert http.get("/health/ready").status_code == 200

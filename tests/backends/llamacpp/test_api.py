@@ -331,7 +331,7 @@ async def test_everything_but_health_needs_the_key_and_a_path_that_is_there(
     relay: Relay, method: str, path: str, key: str, status: int
 ) -> None:
     own: Http1Transport = relay._transport
-    right = relay._whole_headers["authorization"]
+    right = relay._whole_headers[0]["authorization"]
     transport = Http1Transport("http://worker/v1", socket_path=own._socket_path)
     headers = {"authorization": right if key == "right" else f"Bearer {key}"} if key else {}
     reply = await transport.send(Request(method, path, headers, b"nonsense" if method == "POST" else b"", Timeouts()))

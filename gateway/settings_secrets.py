@@ -1,0 +1,60 @@
+"""The secrets that a configuration names: variables of the environment, and files that hold nothing else."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from backends.registry import secret_names
+from backends.settings import OpenAISettings
+from gateway.settings_schema import GatewaySettings
+from policies.settings import KeySettings
+
+MIN_SECRET_CHARS = 16
+
+
+def read_secrets(settings: GatewaySettings, environment: Mapping[str, str]) -> dict[str, str]:
+    """Those that are there, by name; `file:PATH` is the name of a file."""
+    found: dict[str, str] = {}
+    for name in _named(settings):
+        value = _read(name.removeprefix("file:")) if name.startswith("file:") else environment.get(name, "")
+        if value:
+            found[name] = value
+    return found
+
+
+def missing_secrets(settings: GatewaySettings, secrets: Mapping[str, str]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """(path into the configuration, what is wrong there). A provider's variable may be missing as long as nobody calls it."""
+    for index, key in enumerate(settings.keys):
+        name, field = key_name(key), "key_file" if key.key_file else "key_env"
+        if name not in secrets:
+            what = f"the file {key.key_file} cannot be read or is empty" if key.key_file else None
+            yield ("keys", index, field), what or f"the environment variable {name} is not set"
+        elif len(secrets[name]) < MIN_SECRET_CHARS:
+            yield (
+                ("keys", index, field),
+                f"{name.removeprefix('file:')} is shorter than {MIN_SECRET_CHARS} characters; choose a longer key",
+            )
+    for index, backend in enumerate(settings.backends):
+        for name in secret_names(backend) if isinstance(backend, OpenAISettings) else ():
+            if name.startswith("file:") and name not in secrets:
+                path = name.removeprefix("file:")
+                yield ("backends", index, "api_key_file"), f"the file {path} cannot be read or is empty"
+
+
+def key_name(key: KeySettings) -> str:
+    """Under which `read_secrets` has a client's key."""
+    return f"file:{key.key_file}" if key.key_file else str(key.key_env)
+
+
+def _named(settings: GatewaySettings) -> Iterator[str]:
+    yield from map(key_name, settings.keys)
+    for backend in settings.backends:
+        if isinstance(backend, OpenAISettings):
+            yield from secret_names(backend)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
