@@ -30,6 +30,7 @@ class Line(Protocol):
     def write(self, data: bytes) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
+    def abort(self) -> None: ...
     def answered(self, *, keep_alive: bool) -> None:
         """The answer's end has been written."""
         ...
@@ -69,6 +70,10 @@ class Cycle:
     def body_arrived(self) -> bool:
         """All of the request is here: the next `receive` has it and need not wait."""
         return self._complete
+
+    def break_off(self) -> None:
+        """End the connection in the middle of the answer."""
+        self._line.abort()
 
     # from the connection
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from backends.transport import Upload
 from backends.wire import Body, Usage
 
 CHAT = "/v1/chat/completions"
@@ -38,6 +39,30 @@ class Call:
     """The few that may cross: openai-beta, traceparent."""
     caller: str = ""
     """Whose turn it is where requests wait: the key's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A request beside chat, completions and embeddings, handed on as it is."""
+
+    path: str
+    body: bytes | Upload
+    content_type: str
+    request_id: str
+    model: str
+    """What the backend calls it."""
+    headers: Mapping[str, str]
+    caller: str
+
+
+class Forwarded(NamedTuple):
+    """The answer to one: JSON whole and valid, everything else as it comes."""
+
+    headers: Mapping[str, str]
+    """Content-type among them."""
+    whole: bytes | None
+    pieces: AsyncGenerator[bytes, None]
+    """Of what is not whole. Close it."""
 
 
 class Answer(NamedTuple):

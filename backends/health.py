@@ -6,9 +6,9 @@ request through; the others are refused until it has ended. Only the methods her
 """
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from backends.base import Answer, Backend, Call, Event, PromptSize
+from backends.base import Answer, Backend, Call, Event, Forward, Forwarded, PromptSize
 from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken
 from backends.settings import BreakerSettings
 from backends.slots import Slots
@@ -68,6 +68,11 @@ class Breaker:
         self._probing = False
 
 
+@runtime_checkable
+class Forwards(Protocol):
+    async def forward(self, call: Forward) -> Forwarded: ...
+
+
 class Watched:
     """A backend with its health. Implements `Backend` around another one.
 
@@ -84,6 +89,8 @@ class Watched:
         self.local = inner.local
         self.quotes = inner.quotes
         self.breaker = breaker
+        self.paths: Sequence[str] = ()
+        """Beside chat, completions and embeddings; `*` at the end stands for the rest."""
         self.origin: object = None
         """What it was built from; equal means that it need not be built again."""
         self.probing: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -103,7 +110,7 @@ class Watched:
         return self._slots.waiting if self._slots is not None else 0
 
     async def complete(self, call: Call) -> Answer:
-        verdict = await self._admitted(call)
+        verdict = await self._admitted(call.caller)
         try:
             answer = await self.inner.complete(call)
             verdict.succeeded()
@@ -115,7 +122,7 @@ class Watched:
             verdict.close()
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
-        verdict = await self._admitted(call)
+        verdict = await self._admitted(call.caller)
         events = self.inner.stream(call)
         try:
             async for event in events:
@@ -131,14 +138,14 @@ class Watched:
             finally:
                 verdict.close()
 
-    async def _admitted(self, call: Call) -> "_Verdict":
+    async def _admitted(self, caller: str) -> "_Verdict":
         """A slot, and no open breaker in the way.
 
         Raises:
             BackendBusy, BackendUnavailable
         """
         if self._slots is not None:
-            await self._slots.take(call.caller, usual_s=self._latency_s)
+            await self._slots.take(caller, usual_s=self._latency_s)
         wait_s = self.breaker.refuse_for_s() if self.breaker is not None else None
         if wait_s is not None:
             self._give_slot()
@@ -150,6 +157,24 @@ class Watched:
     def _give_slot(self) -> None:
         if self._slots is not None:
             self._slots.give()
+
+    def forwards(self, path: str) -> bool:
+        """Whether requests to this path may be handed on to it."""
+        return any(path.startswith(one[:-1]) if one.endswith("*") else path == one for one in self.paths)
+
+    async def forward(self, call: Forward) -> Forwarded:
+        """As `Relay.forward`; the slot is held and the verdict open until `pieces` are closed."""
+        assert isinstance(self.inner, Forwards)
+        verdict = await self._admitted(call.caller)
+        try:
+            answer = await self.inner.forward(call)
+        except BaseException as failure:
+            if isinstance(failure, BackendError):
+                verdict.failed(failure)
+            verdict.close()
+            raise
+        verdict.began()
+        return answer._replace(pieces=_judged(answer.pieces, verdict))
 
     async def count(self, call: Call) -> PromptSize | None:
         return await self.inner.count(call)
@@ -211,3 +236,18 @@ class _Verdict:
         self._watched._end()
         if not self._given and self._breaker is not None:
             self._breaker.abandoned()
+
+
+async def _judged(pieces: AsyncGenerator[bytes, None], verdict: _Verdict) -> AsyncGenerator[bytes, None]:
+    try:
+        async for piece in pieces:
+            yield piece
+        verdict.succeeded()
+    except BackendError as failure:
+        verdict.failed(failure)
+        raise
+    finally:
+        try:
+            await pieces.aclose()
+        finally:
+            verdict.close()

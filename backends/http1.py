@@ -8,17 +8,16 @@ that no answer can reach another request. What arrived before a failure is hande
 
 import asyncio
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import httptools
 
-from backends.transport import ConnectionBroken, DeadlinePassed, TransportError
+from backends.transport import SLICE_BYTES, ConnectionBroken, DeadlinePassed, TransportError, Upload
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_INFORMATIONAL = 8
 HIGH_WATER_BYTES = 256 * 1024
-SLICE_BYTES = 256 * 1024
 
 NO_BODY = frozenset({204, 304})
 
@@ -178,24 +177,23 @@ class Connection(asyncio.Protocol):
         self._reset()
         self._busy = True
 
-    async def send(self, head: bytes, body: bytes, *, stall_s: float) -> None:
+    async def send(self, head: bytes, body: bytes | Upload, *, stall_s: float) -> None:
         """Write a request. Stops early when the answer comes early; the connection is not used again then.
 
         Raises:
             ConnectionBroken, DeadlinePassed (the peer takes nothing for `stall_s`)
         """
         assert self._transport is not None
-        if len(body) <= SLICE_BYTES:
+        if isinstance(body, bytes) and len(body) <= SLICE_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
-            view = memoryview(body)
-            for start in range(0, len(body), SLICE_BYTES):
+            for piece in _slices(body) if isinstance(body, bytes) else body.pieces():
                 await self._drained(stall_s)
                 if self._head_done or self._failure is not None or self.closed:
                     self._clean = False
                     return
-                self._transport.write(view[start : start + SLICE_BYTES])
+                self._transport.write(piece)
         self._sent = True
 
     async def _drained(self, stall_s: float) -> None:
@@ -283,3 +281,8 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _slices(body: bytes) -> Iterator[memoryview]:
+    view = memoryview(body)
+    return (view[start : start + SLICE_BYTES] for start in range(0, len(body), SLICE_BYTES))

@@ -77,6 +77,7 @@ def _watched_upstream(
     upstream = _upstream(settings, keys, connect)
     breaker = Breaker(settings.breaker, clock) if settings.breaker else None
     watched = Watched(upstream, breaker, clock, _slots(settings))
+    watched.paths = settings.paths
     if settings.probe:
         watched.probing = partial(keep_probing, upstream, breaker, settings.probe)
     return watched

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from backends.base import CHAT, COMPLETIONS, Answer, Call, Event, PromptSize
+from backends.base import CHAT, COMPLETIONS, Answer, Call, Event, Forward, Forwarded, PromptSize
 from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken, UpstreamRefused
 from backends.keyring import REFUSALS, KeyRing
 from backends.refusals import Refusals
@@ -25,6 +25,7 @@ from backends.transport import (
     Request,
     Transport,
     TransportError,
+    Upload,
 )
 from backends.wire import choices_of, read_chunk, rename_model
 
@@ -33,6 +34,7 @@ MAX_ERROR_BYTES = 64 * 1024
 DRAIN_S = 0.5
 
 CROSSING_BACK = ("retry-after", "openai-processing-ms")
+FORWARDED_BACK = (*CROSSING_BACK, "content-type", "content-length", "content-disposition")
 
 
 class Site(NamedTuple):
@@ -44,10 +46,12 @@ class Site(NamedTuple):
     """Behind every path, from the question mark on."""
 
     def path_of(self, call: Call) -> str:
-        prefix = self.prefix
-        if "{model}" in prefix:
-            prefix = prefix.replace("{model}", quote(call.body.require("model", str), safe=""))
-        return prefix + call.path.removeprefix("/v1") + self.query
+        model = call.body.require("model", str) if "{model}" in self.prefix else ""
+        return self.path_to(call.path, model)
+
+    def path_to(self, path: str, model: str) -> str:
+        prefix = self.prefix.replace("{model}", quote(model, safe="")) if "{model}" in self.prefix else self.prefix
+        return prefix + path.removeprefix("/v1") + self.query
 
 
 HERE = Site()
@@ -138,6 +142,45 @@ class Relay:
             raise self._ours(exc) from exc
         yield watch.end()
 
+    async def forward(self, call: Forward) -> Forwarded:
+        """Hand a request on and its answer back. JSON is held until it is complete and valid, so that it may fail before that.
+
+        Raises:
+            BackendError: as in `complete`; from `pieces`, once they have begun.
+        """
+        path = self._site.path_to(call.path, call.model)
+        more = {"content-type": call.content_type, "accept": "*/*", **call.headers}
+        try:
+            reply = await self._sent(path, call.body, self._whole_headers, more, None)
+            kind = reply.headers.get("content-type", "application/octet-stream")
+            back = {name: reply.headers[name] for name in FORWARDED_BACK if name in reply.headers}
+            if "content-encoding" in reply.headers:
+                back.pop("content-length", None)  # of what was packed
+            if kind.partition(";")[0].strip().lower() != "application/json":
+                return Forwarded(back, None, self._pieces(reply))
+            try:
+                body = await self._read(reply, self._max_answer_bytes)
+            finally:
+                reply.close()
+        except TransportError as exc:
+            raise self._ours(exc) from exc
+        try:
+            body.decode()
+            msgspec.json.decode(body)
+        except (ValueError, msgspec.DecodeError, RecursionError):
+            raise UpstreamBroken(self.name, f"not JSON: {self._refusals.words(body)[0]!r}") from None
+        back.pop("content-length", None)
+        return Forwarded(back, body, self._pieces(reply))
+
+    async def _pieces(self, reply: Reply) -> AsyncGenerator[bytes, None]:
+        try:
+            while piece := await reply.piece():
+                yield piece
+        except TransportError as exc:
+            raise self._ours(exc) from exc
+        finally:
+            reply.close()
+
     async def count(self, call: Call) -> PromptSize | None:
         return None
 
@@ -209,7 +252,7 @@ class Relay:
     async def _sent(
         self,
         path: str,
-        body: bytes,
+        body: bytes | Upload,
         headers: Sequence[Mapping[str, str]],
         more: Mapping[str, str],
         total_s: float | None,

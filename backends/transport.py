@@ -1,6 +1,6 @@
 """HTTP to an engine, as bytes. The seam behind which clients are exchanged: `transport_http1` and `transport_aiohttp`."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,13 +26,27 @@ class DeadlinePassed(TransportError):
         self.deadline_s = deadline_s
 
 
+SLICE_BYTES = 256 * 1024
+"""Of a large body, written at a time."""
+
+
+class Upload(Protocol):
+    """A body that is not in memory."""
+
+    size_bytes: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """From the beginning, at every call; of at most `SLICE_BYTES` each."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     method: str
     path: str
     """Appended to the base URL."""
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | Upload
     timeouts: Timeouts
     total_s: float | None = None
     """For the whole exchange, where it is not a stream."""

@@ -3,12 +3,12 @@
 import asyncio
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 
 from backends.settings import Timeouts
-from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Reply, Request
+from backends.transport import ConnectFailed, ConnectionBroken, DeadlinePassed, Reply, Request, Upload
 
 
 class AiohttpTransport:
@@ -45,8 +45,8 @@ class AiohttpTransport:
                 response = await self._opened().request(
                     request.method,
                     self.base_url + request.path,
-                    data=request.body or None,
-                    headers=request.headers,
+                    data=request.body or None if isinstance(request.body, bytes) else _sent(request.body),
+                    headers=_with_length(request),
                     allow_redirects=False,
                     proxy=self._proxy,
                     ssl=self._tls or True,
@@ -118,3 +118,15 @@ class AiohttpReply:
 
 def _reason(exc: Exception) -> str:
     return str(exc) or type(exc).__name__
+
+
+def _with_length(request: Request) -> Mapping[str, str]:
+    """The library cannot know the length of what is not in memory."""
+    if isinstance(request.body, bytes):
+        return request.headers
+    return {**request.headers, "content-length": str(request.body.size_bytes)}
+
+
+async def _sent(upload: Upload) -> AsyncIterator[bytes]:
+    for piece in upload.pieces():
+        yield piece

@@ -69,8 +69,9 @@ class Http1Transport:
     def _head(self, request: Request) -> bytes:
         lines = [f"{request.method} {self._prefix}{request.path} HTTP/1.1", f"host: {self._authority}"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]
-        if request.body or request.method != "GET":
-            lines.append(f"content-length: {len(request.body)}")
+        body = request.body
+        if body or request.method != "GET":
+            lines.append(f"content-length: {len(body) if isinstance(body, bytes) else body.size_bytes}")
         text = "\r\n".join(lines)
         if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
             raise ConnectFailed("a header that is to be sent holds a line end")

@@ -20,6 +20,7 @@ from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.embeddings import Embeddings
 from gateway.errors import CODES, answer_failure
+from gateway.forwarding import Forwarding
 from gateway.jobs import Jobs
 from gateway.journal import Journal
 from gateway.lifespan import lifespan
@@ -30,6 +31,7 @@ from gateway.reload import Reloader
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
 from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
 from gateway.routes.embeddings import EMBEDDINGS, embeddings
+from gateway.routes.forwarded import forwarded
 from gateway.routes.health import health, metrics, ready
 from gateway.routes.hot import HotPath
 from gateway.routes.models import get_model, list_models
@@ -103,7 +105,7 @@ def create_app(
         request_max_body_size=None,  # `read_body` stops at the configured limit, before anything is decoded
     )
     complete(app.openapi_schema)
-    telemetry = Telemetry(HotPath(app, HOT), build_services(loaded, house))
+    telemetry = Telemetry(HotPath(app, HOT, forwarded), build_services(loaded, house))
     house.watcher.on_change(KIND, lambda: telemetry.services.keys.reload())  # noqa: PLW0108 - of the services in use then
     app.state.telemetry, app.state.jobs, app.state.reloader = telemetry, Jobs(), None
     if load is not None:
@@ -148,6 +150,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         targets=targets,
         pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
         embeddings=Embeddings(targets, backends, cache, books, encodings, sharing=settings.embedding_cache.sharing),
+        forwarding=Forwarding(targets, backends, books),
         searchers=searchers,
         ingestions=ingestions,
         cache=cache,

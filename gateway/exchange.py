@@ -24,6 +24,8 @@ class Exchange:
     started_s: float
     crossing: Mapping[str, str] = field(default_factory=dict)
     """The client's headers that go on to an upstream."""
+    timing: bool = False
+    """The client wants to know where the time went."""
     operation: str = "other"
     caller: Caller | None = None
     model: str = ""
@@ -68,6 +70,9 @@ class Exchange:
             headers["x-chasqui-retrieval"] = self.retrieval
         if self.overhead_s:
             headers["x-chasqui-overhead-ms"] = f"{self.overhead_s * 1000:.2f}"
+        if self.timing:
+            times = f"gateway;dur={self.overhead_s * 1000:.2f}, upstream;dur={self.waited_s * 1000:.2f}"
+            headers["server-timing"] = times
         return headers | limit_headers(self.standing) if self.standing else headers
 
 

@@ -36,6 +36,7 @@ class Outlet:
 
     async def whole(self, body: bytes, headers: Mapping[str, str]) -> None:
         await self._start(200, {"content-length": str(len(body)), **headers})
+        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def failure(self, exc: Exception) -> None:
@@ -43,6 +44,7 @@ class Outlet:
         exchange = self._exchange
         failure = explain_to(exchange, exc)
         if not exchange.head_sent:
+            self.ended = True
             exchange.status, exchange.head_sent = failure.meaning.status, True
             await send_json(self._send, failure.meaning.status, failure.body, exchange.headers() | failure.headers)
 

@@ -10,6 +10,7 @@ from backends.llamacpp.fleet import Fleet
 from backends.registry import Connect
 from gateway.access_log import AccessLog
 from gateway.embeddings import Embeddings
+from gateway.forwarding import Forwarding
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
@@ -50,6 +51,7 @@ class Services:
     targets: Targets
     pipeline: Pipeline
     embeddings: Embeddings
+    forwarding: Forwarding
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]
     cache: EmbeddingCache

@@ -14,6 +14,10 @@ CROSSING_FORTH = frozenset({b"openai-beta", b"traceparent"})
 """Of a client's headers, all that an upstream sees."""
 
 
+TIMING = b"x-chasqui-timing"
+"""A request that has it gets a `server-timing` header back, which browsers and tracers show."""
+
+
 class Telemetry:
     """ASGI around the application. `scope["exchange"]` is the request's `Exchange`, `scope["services"]` everything that was built."""
 
@@ -31,6 +35,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(new_request_id(), scope["path"], self._clock(), _crossing(scope["headers"]))
+        exchange.timing = any(name == TIMING for name, _ in scope["headers"])
         scope["exchange"], scope["services"] = exchange, self.services
         self._metrics.in_flight += 1
         try:

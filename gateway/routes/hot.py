@@ -40,7 +40,7 @@ class HotRoute:
         outlet = Outlet(exchange, scope, send)
         try:
             exchange.caller = authenticate(headers.get(b"authorization", b""), self.path, services.keys)
-            body = Body(await _body(scope, headers, receive, services.max_body_bytes))
+            body = Body(await body_of(scope, headers, receive, services.max_body_bytes))
             if not await until_gone(scope, self._work(services, exchange, body, outlet)):
                 exchange.outcome = "client_left"
         except asyncio.CancelledError:
@@ -50,7 +50,7 @@ class HotRoute:
             await outlet.failure(exc)
 
 
-async def _body(scope: Any, headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> bytes:
+async def body_of(scope: Any, headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> bytes:
     """A body that arrived with its head is taken as it is; `read_body` keeps an eye on the others."""
     announced = announced_bytes(headers)
     if scope["peer"].body_arrived and announced <= limit_bytes:
@@ -62,10 +62,11 @@ async def _body(scope: Any, headers: Mapping[bytes, bytes], receive: Receive, li
 
 
 class HotPath:
-    """ASGI: answers POSTs to hot routes itself and hands everything else on."""
+    """ASGI: answers POSTs to hot routes itself, gives those that a backend gets to `forwarded`, hands everything else on."""
 
-    def __init__(self, app: Any, routes: Iterable[HotRoute]) -> None:
+    def __init__(self, app: Any, routes: Iterable[HotRoute], forwarded: Any) -> None:
         self._app = app
+        self._forwarded = forwarded
         self._routes = {route.path: route for route in routes}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -75,6 +76,8 @@ class HotPath:
         route = self._routes.get(scope["path"])
         if route is not None and scope["method"] == "POST":
             await route(scope, receive, send)
+        elif scope["method"] == "POST" and scope["services"].forwarding.knows(scope["path"]):
+            await self._forwarded(scope, receive, send)
         else:
             await self._app(scope, receive, _observed(scope["exchange"], send))
 

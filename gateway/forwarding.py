@@ -1,0 +1,201 @@
+"""The story of a request beside chat, completions and embeddings: images, audio, moderations, responses. The gateway reads
+which model it is for, keys, limits and routes apply, and everything else goes through untouched.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from backends import sse
+from backends.base import Forward, Forwarded
+from backends.errors import BackendError, InvalidRequest
+from backends.health import Watched
+from backends.transport import Upload
+from backends.wire import Body, Usage, rename_model
+from gateway.bookkeeping import Bookkeeping
+from gateway.errors import explain
+from gateway.exchange import Exchange
+from gateway.form import Form
+from gateway.outlet import Outlet
+from gateway.targets import Target, Targets
+from gateway.tries import Tries
+from policies.errors import PathHidden
+from policies.token_counts import UPSTREAM_MAX_TOKENS, upper_bound
+
+
+class Content(Protocol):
+    """What a client sent."""
+
+    model: str
+    content_type: str
+    tokens: int
+    """To hold for it, at most what it can use; 0 where that cannot be told."""
+
+    def named(self, model: str) -> bytes | Upload: ...
+
+
+class JsonContent:
+    content_type = "application/json"
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.model = body.require("model", str)
+        answer = body.read("max_output_tokens", int, UPSTREAM_MAX_TOKENS if "max_output_tokens" in body else 0)
+        self.tokens = upper_bound(len(body.raw)) + max(0, answer)
+
+    def named(self, model: str) -> bytes:
+        return self._body.raw if model == self.model else self._body.replace(model=model).raw
+
+
+class FormContent:
+    tokens = 0
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self.content_type = form.content_type
+        if "model" not in form.fields:
+            raise InvalidRequest(
+                "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
+            )
+        self.model = form.fields["model"]
+
+    def named(self, model: str) -> Upload:
+        return self._form.named(model)
+
+
+class Forwarding:
+    def __init__(
+        self,
+        targets: Targets,
+        backends: Mapping[str, Watched],
+        books: Bookkeeping,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._targets = targets
+        self._backends = backends
+        self._books = books
+        self._clock = clock
+
+    def knows(self, path: str) -> bool:
+        """Whether any backend gets requests to this path."""
+        return any(backend.forwards(path) for backend in self._backends.values())
+
+    async def answer(self, exchange: Exchange, content: Content, outlet: Outlet) -> None:
+        """
+        Raises:
+            PolicyError, BackendError, GatewayError: before the first byte; after it, `BackendError` for what is no stream.
+        """
+        assert exchange.caller is not None
+        exchange.model = content.model
+        target = self._targets.resolve(content.model, exchange.caller)
+        exchange.entry = target.settings.name
+        with self._books.of(exchange, outlet):
+            tries = self._tries(exchange, target)
+            await self._books.admit(exchange)
+            if content.tokens and self._books.counts_tokens(exchange):
+                await self._books.hold(exchange, content.tokens)
+            answer = await self._asked(exchange, tries, content)
+            try:
+                if answer.whole is not None:
+                    await self._pass_whole(exchange, answer, answer.whole, outlet)
+                else:
+                    await self._pass_on(exchange, answer, outlet)
+            finally:
+                await answer.pieces.aclose()
+
+    def _tries(self, exchange: Exchange, target: Target) -> Tries:
+        assert exchange.caller is not None
+        if target.prompt is not None or target.settings.collections:
+            raise InvalidRequest(
+                f"the model '{exchange.model}' has a prompt template or documents, which {exchange.path} cannot take.",
+                param="model",
+            )
+        stations = self._targets.stations(target, exchange.caller)
+        stations = [station for station in stations if self._backends[station.backend].forwards(exchange.path)]
+        if not stations:
+            raise PathHidden(f"{exchange.path} for the model '{exchange.model[:200]}'")
+        return Tries(exchange.model, stations, retries=target.settings.retries)
+
+    async def _asked(self, exchange: Exchange, tries: Tries, content: Content) -> Forwarded:
+        assert exchange.caller is not None
+        waiting_since = self._clock()
+        try:
+            while (station := await tries.next()) is not None:
+                exchange.attempts += 1
+                exchange.backend, exchange.backend_model = station.backend, station.model
+                self._books.begin(exchange)
+                call = Forward(
+                    exchange.path,
+                    content.named(station.model),
+                    content.content_type,
+                    exchange.id,
+                    station.model,
+                    exchange.crossing,
+                    exchange.caller.key_id,
+                )
+                try:
+                    return await self._backends[station.backend].forward(call)
+                except BackendError as failure:
+                    tries.failed(failure)
+            raise tries.failure
+        finally:
+            exchange.waited_s += self._clock() - waiting_since
+
+    async def _pass_whole(self, exchange: Exchange, answer: Forwarded, body: bytes, outlet: Outlet) -> None:
+        async for _ in answer.pieces:  # there are none; the end is the backend's good mark
+            pass
+        exchange.usage = usage_of(body)
+        exchange.outcome = "complete"
+        self._books.close(exchange)
+        self._books.first_byte(exchange, self._clock())
+        await outlet.whole(rename_model(body, exchange.model) if body.startswith(b"{") else body, answer.headers)
+
+    async def _pass_on(self, exchange: Exchange, answer: Forwarded, outlet: Outlet) -> None:
+        """Piece by piece, each waited for until the client takes it. A stream of events that breaks ends in an error event; of
+        anything else, only the connection's end can tell.
+        """
+        events = answer.headers.get("content-type", "").startswith("text/event-stream")
+        reader = sse.Reader() if events else None
+        self._books.first_byte(exchange, self._clock())
+        await outlet.start(answer.headers)
+        try:
+            async for piece in answer.pieces:
+                for frame in reader.feed(piece) if reader is not None else ():
+                    if frame.data is not None and b'"usage"' in frame.data:
+                        exchange.usage = usage_of(frame.data) if usage_of(frame.data) != Usage() else exchange.usage
+                await outlet.piece(piece, last=False)
+        except BackendError as failure:
+            told = explain(failure)
+            exchange.outcome, exchange.error = "broken", told.meaning.code
+            if not events:
+                raise
+            self._books.close(exchange)
+            await outlet.piece(sse.encode(msgspec.json.encode(told.body), event="error"), last=True)
+            return
+        exchange.outcome = "complete"
+        self._books.close(exchange)
+        await outlet.piece(b"", last=True)
+
+
+def usage_of(data: bytes) -> Usage:
+    """What an answer or event says of tokens, by either of OpenAI's names, at its top or in its `response`."""
+    try:
+        decoded: Any = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Usage()
+    outer = decoded if isinstance(decoded, dict) else {}
+    inner = outer.get("response")
+    usage = outer.get("usage") or (inner.get("usage") if isinstance(inner, dict) else None)
+    if not isinstance(usage, dict):
+        return Usage()
+    counts = [
+        next((usage[name] for name in names if type(usage.get(name)) is int), 0)
+        for names in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"))
+    ]
+    try:
+        return Usage(*counts)
+    except ValueError:
+        return Usage()
