@@ -125,9 +125,12 @@ class StreamWatch:
 
     def _see(self, chunk: Chunk) -> int:
         """Bytes of generated content in a chunk."""
-        size = 0
+        size, finished = 0, self._finished
         for choice in chunk.choices or ():
-            self._finished[choice.index] = choice.finish_reason is not None or self._finished.get(choice.index, False)
+            if choice.finish_reason is not None:
+                finished[choice.index] = True
+            elif choice.index not in finished:
+                finished[choice.index] = False
             size += choice.size_bytes
         return size
 

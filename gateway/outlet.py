@@ -35,9 +35,10 @@ class Outlet:
         await self._send({"type": "http.response.body", "body": raw, "more_body": not last})
 
     async def whole(self, body: bytes, headers: Mapping[str, str]) -> None:
-        await self._start(200, {"content-length": str(len(body)), **headers})
-        self.ended = True
-        await self._send({"type": "http.response.body", "body": body})
+        exchange = self._exchange
+        exchange.status = 200
+        exchange.head_sent = self.ended = True
+        await self._peer.send_whole(200, {**headers, **exchange.headers()}, body)
 
     async def failure(self, exc: Exception) -> None:
         """The failure's own status and words, where nothing has gone out yet; after that there is nothing to say here."""

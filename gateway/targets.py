@@ -84,9 +84,14 @@ class Targets:
         ]
 
     def _visible(self, target: Target, caller: Caller) -> bool:
-        return (
-            caller.may("models", target.name)
-            and all(caller.may("collections", collection) for collection in target.settings.collections)
-            and (target.prompt is None or caller.may("prompts", target.prompt.name))
-            and any(caller.may("backends", station.backend) for station in target.stations)
-        )
+        if not caller.may("models", target.name):
+            return False
+        if target.prompt is not None and not caller.may("prompts", target.prompt.name):
+            return False
+        for collection in target.settings.collections:
+            if not caller.may("collections", collection):
+                return False
+        for station in target.stations:  # noqa: SIM110 - on the hot path, where a generator costs more than its loop
+            if caller.may("backends", station.backend):
+                return True
+        return False

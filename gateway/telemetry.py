@@ -1,7 +1,7 @@
 """The outermost layer: an id for every request, one log line and one observation for every answer, and the last net."""
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from backends.asgi import Receive, Send
@@ -10,7 +10,7 @@ from gateway.errors import explain_to
 from gateway.exchange import Exchange, new_request_id
 from gateway.services import Services
 
-CROSSING_FORTH = frozenset({b"openai-beta", b"traceparent"})
+CROSSING_FORTH = (b"openai-beta", b"traceparent")
 """Of a client's headers, all that an upstream sees."""
 
 
@@ -34,8 +34,9 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(new_request_id(), scope["path"], self._clock(), _crossing(scope["headers"]))
-        exchange.timing = any(name == TIMING for name, _ in scope["headers"])
+        fields = scope["peer"].fields
+        exchange = Exchange(new_request_id(), scope["path"], self._clock(), _crossing(fields))
+        exchange.timing = TIMING in fields
         scope["exchange"], scope["services"] = exchange, self.services
         self._metrics.in_flight += 1
         try:
@@ -59,5 +60,5 @@ async def nothing_to_reload() -> bool:
     return False
 
 
-def _crossing(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    return {name.decode(): value.decode("latin-1") for name, value in headers if name in CROSSING_FORTH}
+def _crossing(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): fields[name].decode("latin-1") for name in CROSSING_FORTH if name in fields}

@@ -1,12 +1,14 @@
 """Quotas of one process, in memory. Nothing here awaits between looking and taking: that is what makes a step atomic."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeVar
 
 from policies.errors import QuotaExceeded
 from policies.quotas import Amounts, Limit, Measure, Standing
+
+T = TypeVar("T")
 
 SLICES = 60
 
@@ -19,6 +21,7 @@ class Window:
 
     def __init__(self, per_s: float) -> None:
         self._width_s = per_s / SLICES
+        self._swept: int | None = None  # the slice at which `used` last looked for expired ones
         self._slices: dict[int, int] = {}  # number of the slice -> used in it; in order, because time only goes forward
         self._total = 0
 
@@ -26,7 +29,10 @@ class Window:
         return math.floor(now_s / self._width_s)
 
     def used(self, now_s: float) -> int:
-        oldest = self.slice_at(now_s) - SLICES
+        now = math.floor(now_s / self._width_s)
+        if now == self._swept:
+            return self._total
+        self._swept, oldest = now, now - SLICES
         while self._slices and (first := next(iter(self._slices))) < oldest:
             self._total -= self._slices.pop(first)
         return self._total
@@ -64,19 +70,19 @@ class Gauge:
         self.value = 0
 
 
-class _Plan(NamedTuple):
-    """A caller's limits with their counters, looked up once per request; limits may share one."""
+class _Plan:
+    """A caller's limits with their counters; limits may share one. `requests`, `tokens` and `slots` name each counter once."""
 
-    windows: list[tuple[Limit, Window]]
-    gauges: list[tuple[Limit, Gauge]]
+    def __init__(self, windows: list[tuple[Limit, Window]], gauges: list[tuple[Limit, Gauge]]) -> None:
+        self.windows = windows
+        self.gauges = gauges
+        self.requests = _once(window for limit, window in windows if limit.measure is Measure.REQUESTS)
+        self.tokens = _once(window for limit, window in windows if limit.measure is Measure.TOKENS)
+        self.slots = _once(gauge for _, gauge in gauges)
 
-    def of(self, measure: Measure) -> list[Window]:
-        """Each once."""
-        found: list[Window] = []
-        for limit, window in self.windows:
-            if limit.measure is measure and window not in found:
-                found.append(window)
-        return found
+
+def _once(counters: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(counters))
 
 
 @dataclass(slots=True)
@@ -84,22 +90,19 @@ class _Hold:
     """What one request has taken. Tokens may come in several parts, each in the slices of its own moment."""
 
     plan: _Plan
-    gauges: list[Gauge]
-    windows: list[Window]
-    """Of tokens, each once."""
+    slots: int
+    tokens: int = 0
+    """The sum of `parts`."""
     parts: list[tuple[list[int], int]] = field(default_factory=list)
-    """(slice in each of `windows`, tokens)"""
-
-    @property
-    def tokens(self) -> int:
-        return sum(tokens for _, tokens in self.parts)
+    """(slice in each of the plan's windows of tokens, tokens)"""
 
     def charge(self, tokens: int, now_s: float) -> None:
         if tokens <= 0:
             return
-        slices = [window.slice_at(now_s) for window in self.windows]
+        slices = [window.slice_at(now_s) for window in self.plan.tokens]
         self.parts.append((slices, tokens))
-        for window, number in zip(self.windows, slices, strict=True):
+        self.tokens += tokens
+        for window, number in zip(self.plan.tokens, slices, strict=True):
             window.add(number, tokens)
 
     def refund(self, tokens: int) -> None:
@@ -108,8 +111,11 @@ class _Hold:
             slices, taken = self.parts.pop()
             back = min(tokens, taken)
             tokens -= back
-            for window, number in zip(self.windows, slices, strict=True):
+            self.tokens -= back
+            for window, number in zip(self.plan.tokens, slices, strict=True):
                 window.add(number, -back)
+            if back < taken:
+                self.parts.append((slices, taken - back))
 
 
 class MemoryQuotas:
@@ -122,6 +128,7 @@ class MemoryQuotas:
         self._clock = clock
         self._windows: dict[tuple[str, Measure, float], Window] = {}
         self._gauges: dict[str, Gauge] = {}
+        self._plans: dict[int, tuple[Sequence[Limit], _Plan]] = {}
         self._holds: dict[str, _Hold] = {}
         self._settled = 0
 
@@ -153,15 +160,18 @@ class MemoryQuotas:
             hold.charge(tokens - hold.tokens, now_s)
         else:
             hold.refund(hold.tokens - tokens)
-        for gauge in hold.gauges:
-            gauge.value -= 1
+        for gauge in hold.plan.slots:
+            gauge.value -= hold.slots
         self._settled += 1
         if self._settled % FORGET_EVERY == 0:
-            held = {window for open_hold in self._holds.values() for _, window in open_hold.plan.windows}
-            self._windows = {
-                key: window for key, window in self._windows.items() if window in held or window.used(now_s)
-            }
+            self._forget_unused(now_s)
         return _standing(hold.plan, now_s)
+
+    def _forget_unused(self, now_s: float) -> None:
+        """Plans go with the windows they name: one that named a forgotten window would count beside a new one."""
+        held = {window for hold in self._holds.values() for _, window in hold.plan.windows}
+        self._windows = {key: window for key, window in self._windows.items() if window in held or window.used(now_s)}
+        self._plans.clear()
 
     @property
     def open_holds(self) -> int:
@@ -192,27 +202,34 @@ class MemoryQuotas:
 
     def _take(self, plan: _Plan, amounts: Amounts, now_s: float) -> _Hold:
         """Limits that share a counter take from it once."""
-        gauges = list(dict.fromkeys(gauge for _, gauge in plan.gauges)) * amounts.get(Measure.CONCURRENT, 0)
-        for gauge in gauges:
-            gauge.value += 1
+        slots = amounts.get(Measure.CONCURRENT, 0)
+        for gauge in plan.slots:
+            gauge.value += slots
         if requests := amounts.get(Measure.REQUESTS, 0):
-            for window in plan.of(Measure.REQUESTS):
+            for window in plan.requests:
                 window.add(window.slice_at(now_s), requests)
-        hold = _Hold(plan, gauges, plan.of(Measure.TOKENS))
+        hold = _Hold(plan, slots)
         hold.charge(amounts.get(Measure.TOKENS, 0), now_s)
         return hold
 
     def _planned(self, limits: Sequence[Limit]) -> _Plan:
-        plan = _Plan([], [])
+        """Made once for a caller: by the identity of its limits, which is kept from being another's as long as it is here."""
+        known = self._plans.get(id(limits))
+        if known is not None:
+            return known[1]
+        windows: list[tuple[Limit, Window]] = []
+        gauges: list[tuple[Limit, Gauge]] = []
         for limit in limits:
             if limit.per_s is None:
-                plan.gauges.append((limit, self._gauges.setdefault(limit.scope, Gauge())))
+                gauges.append((limit, self._gauges.setdefault(limit.scope, Gauge())))
             else:
                 key = (limit.scope, limit.measure, limit.per_s)
                 window = self._windows.get(key)
                 if window is None:
                     window = self._windows[key] = Window(limit.per_s)
-                plan.windows.append((limit, window))
+                windows.append((limit, window))
+        plan = _Plan(windows, gauges)
+        self._plans[id(limits)] = (limits, plan)
         return plan
 
 

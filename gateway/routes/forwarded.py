@@ -39,7 +39,7 @@ async def forwarded(scope: Any, receive: Receive, send: Send) -> None:
 async def _answer(scope: Any, receive: Receive, outlet: Outlet) -> None:
     services: Services = scope["services"]
     exchange: Exchange = scope["exchange"]
-    headers = dict(scope["headers"])
+    headers = scope["peer"].fields
     exchange.caller = authenticate(headers.get(b"authorization", b""), scope["path"], services.keys)
     if not PLAIN.fullmatch(scope["raw_path"]):
         raise PathHidden(scope["path"][:200])

@@ -36,7 +36,7 @@ class HotRoute:
         services: Services = scope["services"]
         exchange: Exchange = scope["exchange"]
         exchange.operation, exchange.path = self._operation, self.path
-        headers = dict(scope["headers"])
+        headers = scope["peer"].fields
         outlet = Outlet(exchange, scope, send)
         try:
             exchange.caller = authenticate(headers.get(b"authorization", b""), self.path, services.keys)
