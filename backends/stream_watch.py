@@ -92,8 +92,11 @@ class StreamWatch:
             if not datas and not self.began:
                 return None
         chunks = read_chunks(datas)
-        if chunks is None or any(chunk.failed or (self._withhold_usage and chunk.usage) for chunk in chunks):
+        if chunks is None:
             return None
+        for chunk in chunks:
+            if chunk.failed or (self._withhold_usage and chunk.usage is not None):
+                return None
         raw = self._renamed(piece, chunks)
         if raw is None:
             return None

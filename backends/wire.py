@@ -199,6 +199,12 @@ def read_chunks(datas: list[bytes]) -> list[Chunk] | None:
 
     Between `}` and `{` no JSON value goes on, so as many objects as there are lines means one in each.
     """
+    if len(datas) == 1:
+        try:
+            datas[0].decode()
+            return [_chunk.decode(datas[0])]
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
     joined = b"\n".join(datas)
     whole = joined.startswith(b"{") and joined.endswith(b"}") and joined.count(b"}\n{") == len(datas) - 1
     if not whole and datas:
