@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 HIGH_WATER_BYTES = 256 * 1024
+PIECE_BYTES = 64
+"""What an object costs beside its content: a body may come by the byte."""
 
-STATUS_LINES = {
-    status: f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ''}\r\n".encode()
-    for status in range(100, 600)
-}
+PHRASES = {int(status): status.phrase for status in http.HTTPStatus}
+STATUS_LINES = {status: f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode() for status in range(100, 600)}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Headers = list[tuple[bytes, bytes]]
@@ -49,15 +49,20 @@ class Cycle:
         self._line = line
         self.fields = dict(headers)
         """The request's headers by name; of several of one name the last."""
-        self._expects_continue = self.fields.get(b"expect", b"").lower() == b"100-continue"
+        expected = self.fields.get(b"expect")
+        self._expects_continue = (
+            expected is not None and expected.lower() == b"100-continue" and scope["http_version"] == "1.1"
+        )
+        """The client waits for a word before it sends the body."""
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._complete = False
         self._delivered = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._callback: Callable[[], None] | None = None
         self._head: bytes | None = None
         self._status = 0
+        self._silent = False
         self._chunked = False
         self._left: int | None = None
         """Bytes of the body still to come, where its length was announced."""
@@ -73,6 +78,11 @@ class Cycle:
         """All of the request is here: the next `receive` has it and need not wait."""
         return self._complete
 
+    @property
+    def begun(self) -> bool:
+        """Something of the answer has been written."""
+        return self._status != 0 and self._head is None
+
     def break_off(self) -> None:
         """End the connection in the middle of the answer."""
         self._line.abort()
@@ -82,8 +92,9 @@ class Cycle:
     def feed(self, body: bytes) -> None:
         if self.answered:
             return  # nobody reads it any more
+        self._expects_continue = False
         self._pieces.append(body)
-        self._buffered += len(body)
+        self._buffered += len(body) + PIECE_BYTES
         if self._buffered > HIGH_WATER_BYTES:
             self._line.pause_reading()
         self._wake()
@@ -93,7 +104,7 @@ class Cycle:
         self._wake()
 
     def lost(self) -> None:
-        if self.answered:
+        if self.answered or self.gone:
             return
         self.gone = True
         self._wake()
@@ -101,8 +112,9 @@ class Cycle:
             self._callback()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     # ASGI
 
@@ -116,11 +128,12 @@ class Cycle:
                 self._expects_continue = False
                 self._line.write(CONTINUE)
             self._line.resume_reading()
-            self._waiter = asyncio.get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                self._waiters.remove(waiter)
 
     def _request(self) -> dict[str, Any]:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -131,61 +144,73 @@ class Cycle:
 
     async def send(self, message: Any) -> None:
         if (writable := self._line.writable) is not None:
-            await writable
+            await asyncio.shield(writable)  # others wait for it too
         if self.gone:
             return
         if self._status == 0:
             self._begin(message)
         elif not self.answered:
+            if message["type"] != "http.response.body":
+                raise RuntimeError(f"{message['type']} inside the answer")
             self._write(message.get("body", b""), last=not message.get("more_body", False))
         else:
             raise RuntimeError(f"{message['type']} after the answer's end")
 
     async def send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """An answer in one piece, for applications that know whose scope they have: `send` twice costs twice as much."""
-        if (writable := self._line.writable) is not None:
-            await writable
-        if self.gone:
-            return
-        if self._status or self.scope["method"] == "HEAD" or not self.keep_alive:
+        if self._status or not self._complete or not self.keep_alive or self.scope["method"] == "HEAD":
             raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
             raw.append((b"content-length", b"%d" % len(body)))
             await self.send({"type": "http.response.start", "status": status, "headers": raw})
             await self.send({"type": "http.response.body", "body": body})
+            return
+        if (writable := self._line.writable) is not None:
+            await asyncio.shield(writable)
+        if self.gone:
             return
         self._status = status
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1", "replace")
         if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
             raise RuntimeError("a header of the answer holds a line end")
         default = b"".join([b"%b: %b\r\n" % pair for pair in self._line.default_headers])
-        self._line.write(
-            b"%bcontent-length: %d\r\n%b%b\r\n%b" % (STATUS_LINES[status], len(body), default, lines, body)
-        )
+        length = b"content-length: %d\r\n" % len(body)
+        self._line.write(STATUS_LINES[status] + default + length + lines + b"\r\n" + body)
         self.answered = True
         self._wake()
         self._line.answered(keep_alive=True)
 
     def _begin(self, message: Any) -> None:
         """The head waits for the first piece of the body, so that both go out in one write."""
-        self._status = message["status"]
+        status: int = message["status"]
         headers: Headers = [*self._line.default_headers, *message.get("headers", ())]
         known = dict(headers)
         length = known.get(b"content-length")
-        bodiless = self.scope["method"] == "HEAD" or self._status in (204, 304)
+        self._silent = self.scope["method"] == "HEAD"
+        bodiless = self._silent or status in (204, 304)
+        self._chunked = False
         self._left = 0 if bodiless else int(length) if length is not None else None
         if self._left is None:
-            if self.scope["http_version"] == "1.0":
-                self.keep_alive = False
-            else:
-                self._chunked = True
-                headers.append((b"transfer-encoding", b"chunked"))
-        self.keep_alive = self.keep_alive and known.get(b"connection", b"").lower() != b"close"
-        if not self.keep_alive and b"connection" not in known:
+            self._stream(headers, known)
+        if self._expects_continue and not self._complete:  # whether a body follows now is the client's choice
+            self.keep_alive = self._expects_continue = False
+        says_close = b"close" in known.get(b"connection", b"").lower()
+        self.keep_alive = self.keep_alive and not says_close
+        if not self.keep_alive and not says_close:
             headers.append((b"connection", b"close"))
-        lines = b"\r\n".join([b"%b: %b" % pair for pair in headers])
-        if lines.count(b"\n") != len(headers) - 1 or lines.count(b"\r") != len(headers) - 1:
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
             raise RuntimeError("a header of the answer holds a line end")
-        self._head = STATUS_LINES[self._status] + lines + b"\r\n\r\n"
+        self._head = STATUS_LINES[status] + lines + b"\r\n"
+        self._status = status
+
+    def _stream(self, headers: Headers, known: dict[bytes, bytes]) -> None:
+        """An answer whose length nobody has said comes in chunks; HTTP/1.0 has only the connection's end."""
+        if self.scope["http_version"] != "1.1":
+            self.keep_alive = False
+            return
+        self._chunked = True
+        if b"transfer-encoding" not in known:
+            headers.append((b"transfer-encoding", b"chunked"))
 
     def _write(self, body: bytes, *, last: bool) -> None:
         data = self._framed(body, last=last)
@@ -204,7 +229,7 @@ class Cycle:
             return data + b"0\r\n\r\n" if last else data
         if self._left is None:
             return body
-        if self.scope["method"] == "HEAD":
+        if self._silent:
             return b""
         self._left -= len(body)
         if self._left < 0 or (last and self._left):

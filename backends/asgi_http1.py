@@ -10,54 +10,47 @@ Beside ASGI's own keys a scope holds `peer`, its `Cycle`, for `gone` and `on_gon
 """
 
 import asyncio
-import contextlib
 import logging
-import urllib.parse
 from collections import deque
 from typing import Any, cast
 
-import httptools
-
 from backends.asgi_cycle import HIGH_WATER_BYTES, STATUS_LINES, Cycle, Headers
+from backends.asgi_reader import MAX_HEAD_BYTES, Reader
+from backends.asgi_scope import address_of
+
+__all__ = ["MAX_HEAD_BYTES", "HttpProtocol"]
 
 log = logging.getLogger("chasqui")
 
-MAX_HEAD_BYTES = 64 * 1024
-TICK_S = 5.0
-HEAD_S = 15.0
-"""For a whole head, from its first byte."""
-STALL_S = 60.0
-"""For a client that takes nothing of its answer, or goes on sending a body that nobody reads."""
+MAX_WAITING = 64
+"""Requests that one connection may pipeline. A single read can hold ten thousand, each a hundred times larger as an object."""
 
 
-class HttpProtocol(asyncio.Protocol):
+class HttpProtocol(Reader, asyncio.Protocol):
     """The arguments are what `uvicorn.Server` gives. A subclass says in `refusal` what a bad head is told."""
 
+    tick_s = 5.0
+    head_s = 15.0
+    """For a whole head, from its first byte."""
+    stall_s = 60.0
+    """For a client that takes nothing of its answer, or goes on sending a body that nobody reads."""
+
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(app_state)
         if not config.loaded:
             config.load()
         self._app = config.loaded_app
         self._keepalive_s: float = config.timeout_keep_alive
         self._state = server_state
-        self._app_state = app_state
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
         self._cycle: Cycle | None = None
         self._waiting: deque[Cycle] = deque()
         self._expires_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._peers: dict[str, Any] = {}
-        self._deaf = False
-        """Nothing that arrives is read any more."""
-        self._url = b""
-        self._headers: Headers = []
-        self._in_head = False
-        self._head_bytes = 0
-        """What arrived while a head was being read, at most."""
-        self._incoming: Cycle | None = None
-        """Whose body is arriving; it may have been answered already."""
+        self._unsent_bytes = 0
+        """What was still to be written when the client was last looked at."""
 
     def refusal(self, status: int) -> tuple[bytes, Headers]:
         """The body (JSON) of the answer to a head that no application sees, and headers of its own."""
@@ -69,137 +62,71 @@ class HttpProtocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._peers = {
-            "server": _address(transport.get_extra_info("sockname")),
-            "client": _address(transport.get_extra_info("peername")),
+            "server": address_of(transport.get_extra_info("sockname")),
+            "client": address_of(transport.get_extra_info("peername")),
         }
         self._state.connections.add(self)
-        self._expires_s = self._loop.time() + self._keepalive_s
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._expire_in(self._keepalive_s)
+        self._timer = self._loop.call_later(self.tick_s, self._tick)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._waiting.clear()
+        self._parser = None  # it holds us
         self.resume_writing()
         if self._cycle is not None:
             self._cycle.lost()
 
-    def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
-        self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # An offer to speak another protocol (Java's client makes one) is not taken up; the request counts as it is.
-            if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
-            return
-        except httptools.HttpParserError as exc:
-            if isinstance(exc, httptools.HttpParserCallbackError) and not self._deaf:
-                raise
-            self._misunderstood()
-            return
-        if not self._in_head:
-            self._head_bytes = 0
-        elif self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431)
-
-    def _misunderstood(self) -> None:
-        if self._deaf:
-            return
-        if self._cycle is None or self._incoming is not None:
-            self._refuse(400)
-        else:  # a whole request is being answered; what came behind it is none
-            self._deaf = True
-            self._cycle.keep_alive = False
-
     def eof_received(self) -> bool:
+        """Who ends their side waits for nothing more of ours."""
+        self._close()
+        if self._cycle is not None:
+            self._cycle.lost()
         return False
 
     def pause_writing(self) -> None:
+        assert self._transport is not None
         self._writable = self._loop.create_future()
-        self._expires_s = self._loop.time() + STALL_S
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._expire_in(self.stall_s)
 
     def resume_writing(self) -> None:
         if self._writable is not None:
-            if not self._writable.done():
-                self._writable.set_result(None)
+            self._writable.set_result(None)
             self._writable = None
-            self._expires_s = None if self._cycle is not None else self._loop.time() + self._keepalive_s
+            if self._cycle is not None and self._transport is not None and not self._transport.is_closing():
+                self._expires_s = None
 
-    # httptools
+    # Reader
 
-    def on_message_begin(self) -> None:
-        self._url = b""
-        self._headers = []
-        self._in_head = True
+    def head_begins(self) -> None:
         if self._cycle is None:
-            self._expires_s = self._loop.time() + HEAD_S
+            self._expire_in(self.head_s)
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # what trails a body comes too late to be believed
-            self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        if self._head_bytes > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
-            self._refuse(431)
-            raise ValueError("head too large")  # the only way to stop the parser
-        scope = self._scope()
-        keep_alive = scope["http_version"] != "1.0" and self._parser.should_keep_alive()
-        cycle = self._incoming = Cycle(self, scope, self._headers, keep_alive=keep_alive)
+    def request_begins(self, scope: dict[str, Any], headers: Headers, *, keep_alive: bool) -> Cycle | None:
+        if len(self._waiting) >= MAX_WAITING:
+            self.refuse(400)
+            return None
+        cycle = Cycle(self, scope, headers, keep_alive=keep_alive)
         if self._cycle is None:
             self._start(cycle)
         else:
             self._waiting.append(cycle)
             self.pause_reading()
+        return cycle
 
-    def _size_of_head(self) -> int:
-        return len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
-
-    def on_body(self, body: bytes) -> None:
-        if self._incoming is not None:
-            self._incoming.feed(body)
-
-    def on_message_complete(self) -> None:
-        incoming, self._incoming = self._incoming, None
-        if incoming is None:
-            return
-        incoming.fed()
-        if incoming.answered:
-            self._rest(keep_alive=incoming.keep_alive)
+    def answered_request_ends(self, cycle: Cycle) -> None:
+        self._rest(keep_alive=cycle.keep_alive)
 
     # requests
-
-    def _scope(self) -> dict[str, Any]:
-        path, _, query = self._url.partition(b"?")
-        if not path.startswith(b"/"):  # a proxy's form, or `*`
-            url = httptools.parse_url(self._url) if self._url != b"*" else None
-            path, query = (url.path or b"/", url.query or b"") if url is not None else (b"*", b"")
-        text = path.decode("ascii", "replace")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": self._parser.get_http_version(),
-            "method": self._parser.get_method().decode("ascii"),
-            "scheme": "http",
-            "path": urllib.parse.unquote(text) if "%" in text else text,
-            "raw_path": path,
-            "query_string": query.partition(b"#")[0],
-            "root_path": "",
-            "headers": self._headers,
-            "state": self._app_state.copy(),
-            **self._peers,
-        }
 
     def _start(self, cycle: Cycle) -> None:
         self._cycle = cycle
         self._expires_s = None
+        if self._writable is not None:  # the client takes nothing of the answer before
+            self._expire_in(self.stall_s)
         cycle.task = self._loop.create_task(self._run(cycle))
         self._state.tasks.add(cycle.task)
 
@@ -210,13 +137,15 @@ class HttpProtocol(asyncio.Protocol):
                 raise RuntimeError("the application returned without a complete answer")
         except Exception:  # the edge of a request's task; whoever is connected must not wait for ever
             log.exception("the application failed to answer %s", cycle.scope["path"][:200])
-            self.abort()
+            if self._cycle is cycle:
+                self._close()
         except asyncio.CancelledError:
-            if not cycle.answered:
+            if self._cycle is cycle:
                 self.abort()
             raise
         finally:
             self._state.tasks.discard(cycle.task)
+            cycle.scope = {}  # it holds the cycle
 
     def answered(self, *, keep_alive: bool) -> None:
         """On to the next request, or to idleness."""
@@ -224,21 +153,24 @@ class HttpProtocol(asyncio.Protocol):
         self._cycle = None
         if self._transport is None or self._transport.is_closing():
             return
-        if self._incoming is not None and not self._waiting:
-            # The client is still sending. Closing now would take the answer with it, so the rest is read, for a while.
-            self.resume_reading()
-            self._expires_s = self._loop.time() + STALL_S
-        else:
+        if self._incoming is None or self._waiting:
             self._rest(keep_alive=keep_alive)
+        elif keep_alive:
+            self.resume_reading()
+            self._expire_in(self.stall_s)
+        else:
+            self._hang_up()
 
     def _rest(self, *, keep_alive: bool) -> None:
-        if not keep_alive:
+        if not keep_alive and self._deaf:  # who was refused may still be sending
+            self._hang_up()
+        elif not keep_alive:
             self._close()
         elif self._waiting:
             self._start(self._waiting.popleft())
         else:
-            self.resume_reading()
-            self._expires_s = self._loop.time() + self._keepalive_s
+            self._expire_in(self._keepalive_s)
+        self.resume_reading()
 
     # writing, reading, ending
 
@@ -275,36 +207,59 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.abort()
 
     def _close(self) -> None:
+        self._deaf = True
         if self._transport is not None:
             self._transport.close()
-            self._expires_s = self._loop.time() + STALL_S  # closing waits for what is still to be written
+            self._expire_in(self.stall_s)  # closing waits for what is still to be written
+
+    def _hang_up(self) -> None:
+        """Our side ends. To close while the client still sends would take the answer with it, so that is awaited."""
+        self._deaf = True
+        self._waiting.clear()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+            self.resume_reading()
+            self._expire_in(self.stall_s)
+
+    def _expire_in(self, seconds: float) -> None:
+        self._expires_s = self._loop.time() + seconds
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        assert self._transport is not None
+        self._timer = self._loop.call_later(self.tick_s, self._tick)
         if self._expires_s is None or self._loop.time() < self._expires_s:
             return
-        if self._in_head and self._cycle is None and not self._deaf:
-            self._refuse(408)
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent_bytes not in (0, self._unsent_bytes):  # slow, but it reads
+            self._unsent_bytes = unsent_bytes
+            self._expire_in(self.stall_s)
+        elif self._in_head and self._cycle is None and not self._deaf:
+            self.refuse(408)
         else:
             self.abort()
 
-    def _refuse(self, status: int) -> None:
-        """An answer to what no application sees; the connection ends."""
-        self._deaf = True
-        if self._cycle is not None:  # an answer may be under way, and a second one would be taken for a part of it
-            self.abort()
+    def refuse(self, status: int) -> None:
+        """Nothing that follows is read; the connection ends when what is whole has been answered."""
+        if self._deaf:
             return
+        self._deaf = True
+        broken, self._incoming = self._incoming, None
+        if self._waiting and self._waiting[-1] is broken:
+            self._waiting.pop()
+            broken = None
+        if self._cycle is not None and self._cycle is not broken:
+            (self._waiting[-1] if self._waiting else self._cycle).keep_alive = False
+        elif broken is not None and broken.begun:
+            self._close()
+        else:
+            self._answer_for_nobody(status)
+            self._hang_up()
+
+    def _answer_for_nobody(self, status: int) -> None:
+        if self._cycle is not None:
+            self._cycle.lost()
+            self._cycle = None
         body, headers = self.refusal(status)
         headers = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         lines = b"".join(b"%b: %b\r\n" % pair for pair in (*headers, (b"connection", b"close")))
         self.write(STATUS_LINES[status] + lines + b"\r\n" + body)
-        self._close()
-
-
-def _address(name: Any) -> tuple[str, int | None] | None:
-    """ASGI's form of a socket's name; a Unix socket has its path, or nothing."""
-    with contextlib.suppress(TypeError, IndexError):
-        if isinstance(name, tuple):
-            return str(name[0]), int(name[1])
-        return (str(name), None) if name else None
-    return None
