@@ -44,6 +44,7 @@ class Cycle:
         self.task: asyncio.Task[None] | None = None
         self.gone = False
         self.answered = False
+        self.broken_off = False
         self.keep_alive = keep_alive
         scope["peer"] = self
         self._line = line
@@ -85,6 +86,7 @@ class Cycle:
 
     def break_off(self) -> None:
         """End the connection in the middle of the answer."""
+        self.broken_off = True
         self._line.abort()
 
     # from the connection
@@ -153,6 +155,8 @@ class Cycle:
             if message["type"] != "http.response.body":
                 raise RuntimeError(f"{message['type']} inside the answer")
             self._write(message.get("body", b""), last=not message.get("more_body", False))
+            if not self.answered and (writable := self._line.writable) is not None:
+                await asyncio.shield(writable)  # before more is fetched for a client that does not take this
         else:
             raise RuntimeError(f"{message['type']} after the answer's end")
 

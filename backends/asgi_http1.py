@@ -11,6 +11,7 @@ Beside ASGI's own keys a scope holds `peer`, its `Cycle`, for `gone` and `on_gon
 
 import asyncio
 import logging
+import select
 from collections import deque
 from typing import Any, cast
 
@@ -26,12 +27,17 @@ MAX_WAITING = 64
 """Requests that one connection may pipeline. A single read can hold ten thousand, each a hundred times larger as an object."""
 
 
+PEER_ENDED = getattr(select, "POLLRDHUP", 0)
+"""Where the system has no such word, who leaves while reading is paused is noticed at the next write."""
+
+
 class HttpProtocol(Reader, asyncio.Protocol):
     """The arguments are what `uvicorn.Server` gives. A subclass says in `refusal` what a bad head is told."""
 
     tick_s = 5.0
     head_s = 15.0
     """For a whole head, from its first byte."""
+    peek_s = 0.5
     stall_s = 60.0
     """For a client that takes nothing of its answer, or goes on sending a body that nobody reads."""
 
@@ -48,6 +54,7 @@ class HttpProtocol(Reader, asyncio.Protocol):
         self._waiting: deque[Cycle] = deque()
         self._expires_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._peek: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
         self._unsent_bytes = 0
         """What was still to be written when the client was last looked at."""
@@ -71,8 +78,9 @@ class HttpProtocol(Reader, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._peek):
+            if timer is not None:
+                timer.cancel()
         self._waiting.clear()
         self._parser = None  # it holds us
         self.resume_writing()
@@ -133,7 +141,7 @@ class HttpProtocol(Reader, asyncio.Protocol):
     async def _run(self, cycle: Cycle) -> None:
         try:
             await self._app(cycle.scope, cycle.receive, cycle.send)
-            if not cycle.answered and not cycle.gone:
+            if not cycle.answered and not cycle.gone and not cycle.broken_off:
                 raise RuntimeError("the application returned without a complete answer")
         except Exception:  # the edge of a request's task; whoever is connected must not wait for ever
             log.exception("the application failed to answer %s", cycle.scope["path"][:200])
@@ -190,10 +198,27 @@ class HttpProtocol(Reader, asyncio.Protocol):
     def pause_reading(self) -> None:
         if self._transport is not None:
             self._transport.pause_reading()
+            if self._peek is None and PEER_ENDED:
+                self._peek = self._loop.call_later(self.peek_s, self._look_for_the_client)
 
     def resume_reading(self) -> None:
         if self._transport is not None and not self._waiting and not self._transport.is_closing():
             self._transport.resume_reading()
+            if self._peek is not None:
+                self._peek.cancel()
+                self._peek = None
+
+    def _look_for_the_client(self) -> None:
+        """Whose end is not read cannot be heard leaving; the system knows, and is asked."""
+        self._peek = None
+        if self._transport is None or self._transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), PEER_ENDED)
+        if poll.poll(0):
+            self.abort()
+        else:
+            self._peek = self._loop.call_later(self.peek_s, self._look_for_the_client)
 
     def shutdown(self) -> None:
         """uvicorn: the server stops. Who has a request in work may finish it."""

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from backends.forward_watch import ForwardWatch
 from backends.transport import Upload
 from backends.wire import Body, Usage
 
@@ -61,6 +62,8 @@ class Forwarded(NamedTuple):
     headers: Mapping[str, str]
     """Content-type among them."""
     whole: bytes | None
+    watch: ForwardWatch | None
+    """What is known of a stream of events so far."""
     pieces: AsyncGenerator[bytes, None]
     """Of what is not whole. Close it."""
 

@@ -13,6 +13,9 @@ from backends.errors import BackendError, BackendTimeout, BackendUnavailable, Up
 from backends.settings import BreakerSettings
 from backends.slots import Slots
 
+FORGETTING_S = 30.0
+"""After so long without an observation a latency counts half: a backend that was slow once is asked again some time."""
+
 LATENCY_MEMORY = 0.2
 """Weight of the newest observation in the decaying mean."""
 
@@ -50,6 +53,13 @@ class Breaker:
             return max(left_s, 1.0)
         self._probing = True
         return None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether `refuse_for_s` would refuse now; asking this makes nobody the probe."""
+        if self._opened_s is None:
+            return False
+        return self._probing or self._opened_s + self._settings.open_s > self._clock()
 
     @property
     def open(self) -> bool:
@@ -99,10 +109,14 @@ class Watched:
         self._clock = clock
         self._in_flight = 0
         self._latency_s: float | None = None
+        self._observed_s = 0.0
 
     @property
     def facts(self) -> Facts:
-        return Facts(self._in_flight, self._latency_s)
+        if self._latency_s is None:
+            return Facts(self._in_flight, None)
+        age_s = self._clock() - self._observed_s
+        return Facts(self._in_flight, self._latency_s * 0.5 ** (age_s / FORGETTING_S))
 
     @property
     def waiting(self) -> int:
@@ -145,14 +159,19 @@ class Watched:
             BackendBusy, BackendUnavailable
         """
         if self._slots is not None:
+            if self.breaker is not None and self.breaker.refuses:
+                raise self._left_alone(self.breaker.refuse_for_s() or 1.0)
             await self._slots.take(caller, usual_s=self._latency_s)
         wait_s = self.breaker.refuse_for_s() if self.breaker is not None else None
         if wait_s is not None:
             self._give_slot()
-            words = "it failed repeatedly and is left alone for a while"
-            raise BackendUnavailable(self.name, words, retry_after_s=wait_s)
+            raise self._left_alone(wait_s)
         self._in_flight += 1
         return _Verdict(self, self._clock())
+
+    def _left_alone(self, wait_s: float) -> BackendUnavailable:
+        words = "it failed repeatedly and is left alone for a while"
+        return BackendUnavailable(self.name, words, retry_after_s=wait_s)
 
     def _give_slot(self) -> None:
         if self._slots is not None:
@@ -195,6 +214,7 @@ class Watched:
         seconds = self._clock() - began_s
         before = self._latency_s if self._latency_s is not None else seconds
         self._latency_s = before + LATENCY_MEMORY * (seconds - before)
+        self._observed_s = self._clock()
 
     def _end(self) -> None:
         self._in_flight -= 1

@@ -17,7 +17,7 @@ from backends.transport import SLICE_BYTES, ConnectionBroken, DeadlinePassed, Tr
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_INFORMATIONAL = 8
-HIGH_WATER_BYTES = 256 * 1024
+HIGH_WATER_BYTES = 128 * 1024
 
 NO_BODY = frozenset({204, 304})
 
@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: dict[str, str] = {}
         self._head_bytes = 0
@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         self._clean = False
+        self._parser = None  # it holds us
         if self._busy and not self._complete and self._failure is None:
             if self._head_done and self._until_close and exc is None:
                 self._complete = True

@@ -42,6 +42,11 @@ class KeyRing:
             self._current = index
             yield index
 
+    @property
+    def present(self) -> int:
+        """The key in use, for what is no request."""
+        return self._current
+
     def refused(self, index: int, status: int, retry_after: str | None) -> None:
         rest_s = REFUSED_REST_S if status != 429 else _seconds(retry_after)
         self._rests_until_s[index] = self._clock() + rest_s
@@ -50,7 +55,7 @@ class KeyRing:
 
 def _seconds(retry_after: str | None) -> float:
     value = (retry_after or "").strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value[:9])
     try:
         then = parsedate_to_datetime(value)

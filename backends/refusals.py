@@ -23,6 +23,7 @@ class Refusals:
     def __init__(self, backend: str, secrets: Iterable[str]) -> None:
         self._backend = backend
         self._secrets = [secret for secret in secrets if len(secret) >= 8]
+        self._secret_bytes = [secret.encode("utf-8", "replace") for secret in self._secrets]
 
     def of_status(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """An answer whose status is not 2xx."""
@@ -55,19 +56,34 @@ class Refusals:
             return self.redact(error), {}
         return self.redact(body.decode("utf-8", "replace"))[:200] or "no message", {}
 
+    def redact_bytes(self, data: bytes) -> bytes:
+        """An answer's own bytes: only what is exactly one of our secrets is taken out."""
+        for secret in self._secret_bytes:
+            if secret in data:
+                data = data.replace(secret, b"[redacted]")
+        return data
+
+    def harmless(self, headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+        """Those of the named headers that are there and hold no secret."""
+        return {
+            name: headers[name] for name in names if name in headers and self.redact(headers[name]) == headers[name]
+        }
+
     def redact(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "[redacted]")
         return _KEY.sub("[redacted]", text)
 
     def _refused(self, status: int, message: str, error: dict[str, Any], retry_after: str | None) -> UpstreamRefused:
-        kind, code, param = error.get("type"), error.get("code"), error.get("param")
         return UpstreamRefused(
             self._backend,
             status,
             message,
-            type_=kind if isinstance(kind, str) else "invalid_request_error",
-            code=code if isinstance(code, str) else None,
-            param=param if isinstance(param, str) else None,
+            type_=self._word(error.get("type")) or "invalid_request_error",
+            code=self._word(error.get("code")),
+            param=self._word(error.get("param")),
             retry_after=retry_after,
         )
+
+    def _word(self, value: Any) -> str | None:
+        return self.redact(value) if isinstance(value, str) else None

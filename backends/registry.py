@@ -1,5 +1,6 @@
 """Settings -> backends by name. A new engine is a line here."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings
 from backends.slots import Slots
 from backends.sources import find_model
 from backends.transport import Transport
+
+log = logging.getLogger("chasqui")
 
 Connect = Callable[[OpenAISettings], Transport]
 
@@ -74,6 +77,8 @@ def build_backends(
 def _watched_upstream(
     settings: OpenAISettings, keys: Sequence[str], connect: Connect, clock: Callable[[], float]
 ) -> Watched:
+    if secret_names(settings) and not keys:
+        log.warning("backend '%s' has no key: %s is not set", settings.name, " or ".join(secret_names(settings)))
     upstream = _upstream(settings, keys, connect)
     breaker = Breaker(settings.breaker, clock) if settings.breaker else None
     watched = Watched(upstream, breaker, clock, _slots(settings))

@@ -12,7 +12,15 @@ from urllib.parse import quote
 import msgspec
 
 from backends.base import CHAT, COMPLETIONS, Answer, Call, Event, Forward, Forwarded, PromptSize
-from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken, UpstreamRefused
+from backends.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    InvalidRequest,
+    UpstreamBroken,
+    UpstreamRefused,
+)
+from backends.forward_watch import ForwardWatch
 from backends.keyring import REFUSALS, KeyRing
 from backends.refusals import Refusals
 from backends.settings import Timeouts
@@ -50,7 +58,11 @@ class Site(NamedTuple):
         return self.path_to(call.path, model)
 
     def path_to(self, path: str, model: str) -> str:
-        prefix = self.prefix.replace("{model}", quote(model, safe="")) if "{model}" in self.prefix else self.prefix
+        if "{model}" not in self.prefix:
+            return self.prefix + path.removeprefix("/v1") + self.query
+        if not model.strip("."):
+            raise InvalidRequest("this model's name cannot stand in an address.", param="model")
+        prefix = self.prefix.replace("{model}", quote(model, safe=""))
         return prefix + path.removeprefix("/v1") + self.query
 
 
@@ -108,7 +120,8 @@ class Relay:
             raise UpstreamBroken(self.name, "an answer without choices")
         if chunk.model is not None and chunk.model != call.model:
             body = rename_model(body, call.model)
-        return Answer(body, chunk.usage, {name: headers[name] for name in CROSSING_BACK if name in headers})
+        body = self._refusals.redact_bytes(body)
+        return Answer(body, chunk.usage, self._refusals.harmless(headers, CROSSING_BACK))
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
         options = call.body.read("stream_options", dict[str, Any], {})
@@ -143,39 +156,86 @@ class Relay:
         yield watch.end()
 
     async def forward(self, call: Forward) -> Forwarded:
-        """Hand a request on and its answer back. JSON is held until it is complete and valid, so that it may fail before that.
+        """Hand a request on and its answer back. JSON is held until it is complete and valid, and of a stream of events the first
+        one is awaited, so that both may fail before anything has gone out.
 
         Raises:
-            BackendError: as in `complete`; from `pieces`, once they have begun.
+            BackendError: as in `complete` and `stream`; from `pieces`, once they have begun.
         """
         path = self._site.path_to(call.path, call.model)
         more = {"content-type": call.content_type, "accept": "*/*", **call.headers}
+        began_s = asyncio.get_running_loop().time()
         try:
             reply = await self._sent(path, call.body, self._whole_headers, more, None)
-            kind = reply.headers.get("content-type", "application/octet-stream")
-            back = {name: reply.headers[name] for name in FORWARDED_BACK if name in reply.headers}
-            if "content-encoding" in reply.headers:
-                back.pop("content-length", None)  # of what was packed
-            if kind.partition(";")[0].strip().lower() != "application/json":
-                return Forwarded(back, None, self._pieces(reply))
             try:
-                body = await self._read(reply, self._max_answer_bytes)
-            finally:
+                return await self._forwarded(reply, began_s)
+            except BaseException:
                 reply.close()
+                raise
         except TransportError as exc:
             raise self._ours(exc) from exc
+
+    async def _forwarded(self, reply: Reply, began_s: float) -> Forwarded:
+        back = self._refusals.harmless(reply.headers, FORWARDED_BACK)
+        if "content-encoding" in reply.headers:
+            back.pop("content-length", None)  # of what was packed
+        kind = reply.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            left_s = began_s + self._timeouts.total_s - asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(left_s):
+                    body = await self._read(reply, self._max_answer_bytes)
+            except TimeoutError:
+                raise BackendTimeout(self.name, "total", self._timeouts.total_s) from None
+            back.pop("content-length", None)
+            return Forwarded(back, self._checked(body), None, self._pieces(reply, b"", None))
+        if kind == "text/html":
+            start = await self._read(reply, MAX_ERROR_BYTES, truncate=True)
+            raise UpstreamBroken(self.name, f"an answer in HTML: {self._refusals.words(start)[0]}")
+        watch = ForwardWatch(self.name, self._refusals) if kind == "text/event-stream" else None
+        first = await self._first(reply, watch)
+        return Forwarded(back, None, watch, self._pieces(reply, first, watch))
+
+    async def _first(self, reply: Reply, watch: ForwardWatch | None) -> bytes:
+        """All up to the first event; of anything else, the first piece."""
+        first = b""
+        while piece := await reply.piece(first=True):
+            first += piece
+            if watch is None:
+                return first
+            if (failure := watch.feed(piece)) is not None:
+                raise failure
+            if watch.began or len(first) > MAX_ERROR_BYTES:
+                return first
+        if watch is not None or reply.headers.get("content-length") != "0":
+            raise UpstreamBroken(self.name, "an empty answer")
+        return first
+
+    def _checked(self, body: bytes) -> bytes:
         try:
             body.decode()
-            msgspec.json.decode(body)
+            decoded = msgspec.json.decode(body)
         except (ValueError, msgspec.DecodeError, RecursionError):
             raise UpstreamBroken(self.name, f"not JSON: {self._refusals.words(body)[0]!r}") from None
-        back.pop("content-length", None)
-        return Forwarded(back, body, self._pieces(reply))
+        if isinstance(decoded, dict) and decoded.get("error"):
+            words = self._refusals.words(body)[0]
+            if set(decoded) == {"error"}:  # a `response` object has one beside other fields, null or telling
+                raise UpstreamBroken(self.name, f"an error in place of an answer: {words}")
+        return self._refusals.redact_bytes(body)
 
-    async def _pieces(self, reply: Reply) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, reply: Reply, first: bytes, watch: ForwardWatch | None) -> AsyncGenerator[bytes, None]:
         try:
-            while piece := await reply.piece():
-                yield piece
+            piece = first
+            while True:
+                if piece:
+                    yield self._refusals.redact_bytes(piece) if watch is not None else piece
+                piece = await reply.piece()
+                if not piece:
+                    break
+                if watch is not None and (failure := watch.feed(piece)) is not None:
+                    raise failure
+            if watch is not None:
+                watch.end()
         except TransportError as exc:
             raise self._ours(exc) from exc
         finally:
@@ -196,7 +256,7 @@ class Relay:
         """
         limits = Timeouts(connect_s=timeout_s, first_byte_s=timeout_s, idle_s=timeout_s)
         try:
-            (index,) = list(self._keys.turns())[:1]
+            index = self._keys.present
             reply = await self._transport.send(
                 Request(
                     "GET",

@@ -1,8 +1,10 @@
 """What can be set about a backend. Frozen, checked at start; unknown keys are refused."""
 
+import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -88,6 +90,10 @@ class TlsSettings(Settings):
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
+OURS = frozenset(
+    {"host", "connection", "content-length", "content-type", "transfer-encoding", "te", "trailer", "upgrade", "expect"}
+)
+
 RELAYED_PATHS = ("/v1/images/*", "/v1/audio/*", "/v1/moderations", "/v1/responses")
 
 
@@ -124,6 +130,33 @@ class OpenAISettings(Settings):
     headers: dict[str, str] = {}
     stream_usage: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
     """`auto`: ask for usage in streams even where the client did not; `off`: leave streams as the client asked."""
+
+    @field_validator("base_url", "proxy")
+    @classmethod
+    def _has_a_port_that_can_be(cls, url: str | None) -> str | None:
+        try:
+            _ = urlsplit(url or "").port
+        except ValueError:
+            raise ValueError("has a port that cannot be; ports end at 65535") from None
+        return url
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_sent(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or name.lower() in OURS:
+                raise ValueError(f"'{name}' is no header that can be set here")
+            if not (value.isascii() and value.isprintable()):
+                raise ValueError(f"the value of '{name}' holds a line end or a character that is not ASCII")
+        return headers
+
+    @model_validator(mode="after")
+    def _tls_has_a_use(self) -> "OpenAISettings":
+        if self.tls != TlsSettings() and not self.base_url.startswith("https:"):
+            raise ValueError("`tls` is for https:// addresses")
+        if self.tls.client_key_file is not None and self.tls.client_cert_file is None:
+            raise ValueError("`tls.client_key_file` needs `tls.client_cert_file`")
+        return self
 
     @field_validator("stream_usage")
     @classmethod

@@ -60,6 +60,13 @@ class StreamWatch:
 
     def feed(self, piece: bytes, now_s: float) -> tuple[Event | None, BackendError | None]:
         """What goes on to the client for a piece of the stream, and the failure behind it, if there is one."""
+        event, failure = self._watched(piece, now_s)
+        if event is not None and event.raw:
+            raw = self._refusals.redact_bytes(event.raw)
+            event = event if raw is event.raw else event._replace(raw=raw)
+        return event, failure
+
+    def _watched(self, piece: bytes, now_s: float) -> tuple[Event | None, BackendError | None]:
         datas = self._reader.plain(piece)
         if datas is not None and (event := self._in_one_go(piece, datas)) is not None:
             self._last_event_s = now_s

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 
@@ -61,7 +62,7 @@ class AiohttpTransport:
         except aiohttp.ClientHttpProxyError as exc:
             raise ConnectFailed(f"the proxy refused: {exc.status} {exc.message}") from None
         except aiohttp.ClientConnectorError as exc:
-            raise ConnectFailed(exc.os_error.strerror or type(exc.os_error).__name__) from exc
+            raise ConnectFailed(_connect_reason(exc.os_error)) from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise ConnectionBroken(_reason(exc)) from exc
         return AiohttpReply(response, timeouts, total_s=total_s, until_s=until_s)
@@ -118,6 +119,15 @@ class AiohttpReply:
 
 def _reason(exc: Exception) -> str:
     return str(exc) or type(exc).__name__
+
+
+def _connect_reason(error: OSError) -> str:
+    """Without addresses, which the library's words hold: a client may read it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) or not error.errno:
+        return type(error).__name__
+    return os.strerror(error.errno)
 
 
 def _with_length(request: Request) -> Mapping[str, str]:

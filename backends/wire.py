@@ -37,7 +37,8 @@ class Usage(msgspec.Struct, frozen=True):
 class Body:
     """A JSON object, decoded one level deep. Values keep their bytes (digits, escapes, order) until somebody reads them.
 
-    `raw` is what came in as long as nothing was changed. A name given twice keeps its last value, as everywhere in JSON.
+    A name given twice keeps its last value, here and in `raw`, which is written anew: whoever reads it next must not see another
+    one than we judged.
 
     Raises:
         InvalidRequest: `invalid_json` for anything that is not one UTF-8 JSON object.
@@ -57,7 +58,7 @@ class Body:
             raise InvalidRequest("the body must be a JSON object", code="invalid_json") from None
         except msgspec.DecodeError as exc:
             raise InvalidRequest(f"the body is not valid JSON: {exc}", code="invalid_json") from None
-        self._raw: bytes | None = raw
+        self._raw: bytes | None = None
 
     @property
     def raw(self) -> bytes:

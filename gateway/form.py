@@ -121,11 +121,20 @@ class _Reading:
             self._end()
 
     def _begin(self, part: MultipartSegment) -> None:
-        self._field = part.name if part.name in ("model", "stream") and not part.filename else None
+        self._check(part)
+        self._field = part.name if part.name in ("model", "stream") else None
         self._keeps = self._field != "model"
         self._value.clear()
         if self._keeps:
             self._form.begin_part(part.headerlist)
+
+    def _check(self, part: MultipartSegment) -> None:
+        """Whoever reads the form next must not find another model in it than we do."""
+        disposition = part.header("content-disposition", "").lower()
+        if "name*" in disposition.replace("filename*", "") or disposition.replace("filename", "").count("name") > 1:
+            raise InvalidRequest("a part of the form has more than one name.")
+        if part.name in ("model", "stream") and (part.filename or part.name in self._form.fields):
+            raise InvalidRequest(f"'{part.name}' is no file, and there once.", param=part.name)
 
     def _grow(self, data: bytes) -> None:
         if self._keeps:

@@ -2,20 +2,22 @@
 which model it is for, keys, limits and routes apply, and everything else goes through untouched.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from backends import sse
 from backends.base import Forward, Forwarded
 from backends.errors import BackendError, InvalidRequest
+from backends.forward_watch import usage_of
 from backends.health import Watched
 from backends.transport import Upload
-from backends.wire import Body, Usage, rename_model
+from backends.wire import Body, rename_model
 from gateway.bookkeeping import Bookkeeping
-from gateway.errors import explain
+from gateway.errors import GatewayStopping, explain
 from gateway.exchange import Exchange
 from gateway.form import Form
 from gateway.outlet import Outlet
@@ -32,6 +34,8 @@ class Content(Protocol):
     content_type: str
     tokens: int
     """To hold for it, at most what it can use; 0 where that cannot be told."""
+    prompt_tokens: int
+    """What its prompt takes, about; for clients who leave before the upstream has said."""
 
     def named(self, model: str) -> bytes | Upload: ...
 
@@ -44,13 +48,14 @@ class JsonContent:
         self.model = body.require("model", str)
         answer = body.read("max_output_tokens", int, UPSTREAM_MAX_TOKENS if "max_output_tokens" in body else 0)
         self.tokens = upper_bound(len(body.raw)) + max(0, answer)
+        self.prompt_tokens = len(body.raw) // 4
 
     def named(self, model: str) -> bytes:
         return self._body.raw if model == self.model else self._body.replace(model=model).raw
 
 
 class FormContent:
-    tokens = 0
+    tokens = prompt_tokens = 0
 
     def __init__(self, form: Form) -> None:
         self._form = form
@@ -95,6 +100,7 @@ class Forwarding:
         with self._books.of(exchange, outlet):
             tries = self._tries(exchange, target)
             await self._books.admit(exchange)
+            exchange.prompt_tokens = content.prompt_tokens
             if content.tokens and self._books.counts_tokens(exchange):
                 await self._books.hold(exchange, content.tokens)
             answer = await self._asked(exchange, tries, content)
@@ -147,7 +153,7 @@ class Forwarding:
     async def _pass_whole(self, exchange: Exchange, answer: Forwarded, body: bytes, outlet: Outlet) -> None:
         async for _ in answer.pieces:  # there are none; the end is the backend's good mark
             pass
-        exchange.usage = usage_of(body)
+        exchange.usage = usage_of(msgspec.json.decode(body))
         exchange.outcome = "complete"
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
@@ -157,45 +163,34 @@ class Forwarding:
         """Piece by piece, each waited for until the client takes it. A stream of events that breaks ends in an error event; of
         anything else, only the connection's end can tell.
         """
-        events = answer.headers.get("content-type", "").startswith("text/event-stream")
-        reader = sse.Reader() if events else None
         self._books.first_byte(exchange, self._clock())
         await outlet.start(answer.headers)
         try:
             async for piece in answer.pieces:
-                for frame in reader.feed(piece) if reader is not None else ():
-                    if frame.data is not None and b'"usage"' in frame.data:
-                        exchange.usage = usage_of(frame.data) if usage_of(frame.data) != Usage() else exchange.usage
+                self._see(exchange, answer)
                 await outlet.piece(piece, last=False)
         except BackendError as failure:
-            told = explain(failure)
-            exchange.outcome, exchange.error = "broken", told.meaning.code
-            if not events:
+            await self._broken(exchange, answer, failure, outlet)
+            if answer.watch is None:
                 raise
-            self._books.close(exchange)
-            await outlet.piece(sse.encode(msgspec.json.encode(told.body), event="error"), last=True)
             return
+        except asyncio.CancelledError:
+            if not outlet.gone:
+                await self._broken(exchange, answer, GatewayStopping(), outlet)
+            raise
         exchange.outcome = "complete"
         self._books.close(exchange)
         await outlet.piece(b"", last=True)
 
+    @staticmethod
+    def _see(exchange: Exchange, answer: Forwarded) -> None:
+        if answer.watch is not None:
+            exchange.usage, exchange.text_bytes = answer.watch.usage, answer.watch.text_bytes
 
-def usage_of(data: bytes) -> Usage:
-    """What an answer or event says of tokens, by either of OpenAI's names, at its top or in its `response`."""
-    try:
-        decoded: Any = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Usage()
-    outer = decoded if isinstance(decoded, dict) else {}
-    inner = outer.get("response")
-    usage = outer.get("usage") or (inner.get("usage") if isinstance(inner, dict) else None)
-    if not isinstance(usage, dict):
-        return Usage()
-    counts = [
-        next((usage[name] for name in names if type(usage.get(name)) is int), 0)
-        for names in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"))
-    ]
-    try:
-        return Usage(*counts)
-    except ValueError:
-        return Usage()
+    async def _broken(self, exchange: Exchange, answer: Forwarded, failure: Exception, outlet: Outlet) -> None:
+        self._see(exchange, answer)
+        told = explain(failure)
+        exchange.outcome, exchange.error = "broken", told.meaning.code
+        self._books.close(exchange)
+        if answer.watch is not None and not outlet.ended:
+            await outlet.piece(sse.encode(msgspec.json.encode(told.body), event="error"), last=True)

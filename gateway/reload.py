@@ -65,9 +65,13 @@ class Reloader:
                 log.error("the configuration was not taken over, the one before stays in force:\n%s", exc)
                 before.metrics.reloaded(taken=False)
                 return False
+            except Exception:
+                log.exception("the configuration was not taken over, the one before stays in force")
+                before.metrics.reloaded(taken=False)
+                return False
             self._app.services = services
             self._jobs.serve(services)
-            self._retire(before.backends.values(), services)
+            self._retire(before, services)
             services.metrics.reloaded(taken=True)
             log.info("the configuration of %s is in force%s", loaded.path, _needs_restart(before.loaded, loaded))
             return True
@@ -79,24 +83,24 @@ class Reloader:
             await self._sleep(POLL_S)
             now = await asyncio.to_thread(_stamp, self._app.services.loaded)
             if now != known and now == pending:
-                known = now
                 await self.reload()
-                now = await asyncio.to_thread(_stamp, self._app.services.loaded)
-                known = now if self._app.services.loaded else known
+                known = now = await asyncio.to_thread(_stamp, self._app.services.loaded)
             pending = now
 
-    def _retire(self, before: Iterable[Watched], services: Services) -> None:
+    def _retire(self, before: Services, services: Services) -> None:
+        """Close what is no longer used, once the last request that began with it has ended."""
         kept = set(map(id, services.backends.values()))
-        for backend in before:
-            if id(backend) not in kept:
-                task = asyncio.create_task(self._close_when_idle(backend), name=f"retire {backend.name}")
-                self._retiring.add(task)
-                task.add_done_callback(self._retiring.discard)
+        gone = [backend for backend in before.backends.values() if id(backend) not in kept]
+        if gone:
+            task = asyncio.create_task(self._close_when_idle(before, gone), name="retire backends")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
-    async def _close_when_idle(self, backend: Watched) -> None:
-        while backend.facts.in_flight or backend.waiting:
+    async def _close_when_idle(self, before: Services, gone: Iterable[Watched]) -> None:
+        while before.requests.count:
             await self._sleep(RETIRE_POLL_S)
-        await backend.aclose()
+        for backend in gone:
+            await backend.aclose()
 
     async def aclose(self) -> None:
         for task in self._retiring:

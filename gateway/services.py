@@ -1,7 +1,7 @@
 """What `create_app` has built, for the routes to use."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -39,6 +39,11 @@ class House:
     connect: Connect
 
 
+@dataclass
+class Requests:
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class Services:
     """What one configuration makes of it. A request keeps those that it began with."""
@@ -57,6 +62,8 @@ class Services:
     cache: EmbeddingCache
     max_body_bytes: int
     created_at: int
+    requests: Requests = field(default_factory=Requests)
+    """Those that began with these services and have not ended."""
 
     @property
     def metrics(self) -> Metrics:

@@ -48,6 +48,8 @@ def _routes(settings: GatewaySettings) -> Iterator[Problem]:
             found = list(_known(("models", index, "route", place), target, [*backends, *models], "backend or model"))
             sound = sound and not found
             yield from found
+            if isinstance(entry, RouteEntry) and "*" in (entry.model or "") and not model.name.endswith("*"):
+                yield ("models", index, "route", place, "model"), f"`*` stands for nothing: '{model.name}' has none"
         try:
             if sound:
                 expand(model.name, models, backends)

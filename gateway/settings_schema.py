@@ -18,8 +18,8 @@ class ServerSettings(Settings):
     shutdown_s: Annotated[float, Field(ge=0, le=86_400)] = 30
     """How long requests in work may go on after a stop signal; streams that do not end in time get one error event."""
     keepalive_s: Seconds | Literal[False] = False
-    """A stream that is still without its first event gets a `: ping` comment this often, so that proxies keep the connection.
-    With the first one the status 200 is out, and a failure after it is an error event."""
+    """A stream of chat or completions that is still without its first event gets a `: ping` comment this often, so that proxies
+    keep the connection. With the first one the status 200 is out, and a failure after it is an error event."""
 
 
 class StoreSettings(Settings):

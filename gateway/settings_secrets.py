@@ -27,7 +27,7 @@ def missing_secrets(settings: GatewaySettings, secrets: Mapping[str, str]) -> It
     for index, key in enumerate(settings.keys):
         name, field = key_name(key), "key_file" if key.key_file else "key_env"
         if name not in secrets:
-            what = f"the file {key.key_file} cannot be read or is empty" if key.key_file else None
+            what = f"the file {key.key_file} cannot be read, or does not hold one line" if key.key_file else None
             yield ("keys", index, field), what or f"the environment variable {name} is not set"
         elif len(secrets[name]) < MIN_SECRET_CHARS:
             yield (
@@ -38,7 +38,7 @@ def missing_secrets(settings: GatewaySettings, secrets: Mapping[str, str]) -> It
         for name in secret_names(backend) if isinstance(backend, OpenAISettings) else ():
             if name.startswith("file:") and name not in secrets:
                 path = name.removeprefix("file:")
-                yield ("backends", index, "api_key_file"), f"the file {path} cannot be read or is empty"
+                yield ("backends", index, "api_key_file"), f"the file {path} cannot be read, or does not hold one line"
 
 
 def key_name(key: KeySettings) -> str:
@@ -54,7 +54,9 @@ def _named(settings: GatewaySettings) -> Iterator[str]:
 
 
 def _read(path: str) -> str:
+    """Empty for what is not there, is not text, or has more than one line: a header can hold but one."""
     try:
-        return Path(path).read_text("utf-8").strip()
+        text = Path(path).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+    return text if text.isprintable() else ""

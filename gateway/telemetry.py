@@ -37,7 +37,9 @@ class Telemetry:
         fields = scope["peer"].fields
         exchange = Exchange(new_request_id(), scope["path"], self._clock(), _crossing(fields))
         exchange.timing = TIMING in fields
-        scope["exchange"], scope["services"] = exchange, self.services
+        services = self.services
+        scope["exchange"], scope["services"] = exchange, services
+        services.requests.count += 1
         self._metrics.in_flight += 1
         try:
             await self._app(scope, receive, send)
@@ -45,6 +47,7 @@ class Telemetry:
             explain_to(exchange, exc)
             raise
         finally:
+            services.requests.count -= 1
             self._metrics.in_flight -= 1
             self._observe(scope["method"], exchange)
 

@@ -94,8 +94,8 @@ class RouteSettings(Settings):
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     """Extra attempts on the same backend before the next one, after pauses that grow and that honour Retry-After."""
     hedge_after_s: Seconds | Literal[False] = False
-    """When nothing has come from the first station for so long, the next one is asked as well, and the first answer counts. Both
-    cost; only the answer's own tokens are counted."""
+    """Chat and completions: when nothing has come from the first station for so long, the next one is asked as well, and the first
+    answer counts. Both cost; only the answer's own tokens are counted."""
     prompt: str | None = None
     default_max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of an answer where the client names no maximum: a local model stops there, for an upstream a quota holds them."""

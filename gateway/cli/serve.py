@@ -117,7 +117,7 @@ def settle_memory() -> None:
     """What was loaded at start stays for good: without this every full collection walks all of it, for 50 ms and more."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 20, 10)
 
 
 def curl_line(address: str, key: str) -> str:

@@ -262,12 +262,14 @@ async def test_two_may_wait_for_a_body_and_one_may_give_up(site: Site) -> None:
 async def test_a_sender_that_gives_up_does_not_take_others_with_it(site: Site) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await start(send)
-        await piece(send, b"a" * 20_000_000)
+        first = asyncio.ensure_future(piece(send, b"a" * 20_000_000))
+        await asyncio.sleep(0)
         waiting = asyncio.ensure_future(piece(send, b"never"))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
         site.note("gave up")
+        await first
         await piece(send, b"b", last=True)
 
     site.app = app

@@ -30,12 +30,18 @@ def test_what_is_not_one_json_object_is_invalid_json(raw: bytes, words: str) -> 
     assert caught.value.code == "invalid_json"
 
 
-def test_an_unchanged_body_keeps_its_bytes() -> None:
-    raw = b'{ "temperature": 1.10, "x": "\\u00e9", "model":"m" , "n": 123456789012345678901234567890 }'
-    body = Body(raw)
+def test_an_unchanged_body_keeps_its_values_bytes() -> None:
+    body = Body(b'{ "temperature": 1.10, "x": "\\u00e9", "model":"m" , "n": 123456789012345678901234567890 }')
+    raw = b'{"temperature":1.10,"x":"\\u00e9","model":"m","n":123456789012345678901234567890}'
     assert body.raw == raw
     assert body.without("absent").raw == raw
     assert list(body) == ["temperature", "x", "model", "n"]
+
+
+@pytest.mark.parametrize("second", ['"model"', '"m\\u006fdel"'])
+def test_of_a_name_given_twice_only_the_value_that_was_judged_goes_on(second: str) -> None:
+    body = Body(b'{"model":"forbidden",' + second.encode() + b':"allowed"}')
+    assert (body.read("model", str), body.raw) == ("allowed", b'{"model":"allowed"}')
 
 
 def test_a_changed_body_keeps_the_bytes_of_all_other_values() -> None:
