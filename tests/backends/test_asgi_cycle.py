@@ -319,6 +319,17 @@ def watching(site: Site, *, body_first: bool = True, streams: bool = False) -> A
     return app
 
 
+async def test_who_leaves_behind_a_pipelined_request_is_missed_all_the_same(site: Site) -> None:
+    """Reading is paused then, so the end of the connection does not arrive by itself."""
+    site.app = watching(site)
+    async with site.client() as client:
+        await client.say(request(), request())
+        await site.until(lambda: "ready" in site.notes)
+        client.leave()
+        await site.until(lambda: "done" in site.notes)
+    assert site.notes.count("gone") == 1
+
+
 async def leaves_by_reset(client: Client) -> None:
     client.leave()
 

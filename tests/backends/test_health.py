@@ -5,11 +5,12 @@ from contextlib import aclosing
 
 import pytest
 
-from backends.base import CHAT, Call, Event
+from backends.base import CHAT, Answer, Call, Event
 from backends.errors import BackendError, BackendUnavailable, UpstreamBroken, UpstreamRefused
-from backends.health import Breaker, Facts, Watched
+from backends.health import FORGETTING_S, Breaker, Facts, Watched
 from backends.scripted import Scripted, Step, chat_answer
 from backends.settings import BreakerSettings
+from backends.slots import Slots
 from backends.wire import Body, Usage
 
 pytestmark = pytest.mark.anyio
@@ -142,3 +143,27 @@ async def test_without_a_breaker_nothing_is_refused() -> None:
         with pytest.raises(UpstreamBroken):
             await watched.complete(CALL)
     assert len(inner.calls) == 20
+
+
+async def test_a_latency_fades_so_that_a_station_that_was_slow_once_is_asked_again() -> None:
+    house = House()
+    house.watched._latency_s, house.watched._observed_s = 8.0, house.clock.now_s
+    house.clock.now_s += FORGETTING_S
+    assert house.watched.facts.latency_s == 4.0
+    house.clock.now_s += FORGETTING_S
+    assert house.watched.facts.latency_s == 2.0
+
+
+async def test_an_open_breaker_refuses_at_once_though_all_slots_are_taken() -> None:
+    clock = Clock()
+    breaker = Breaker(BreakerSettings(failures=1, open_s=10), clock)
+    slots = Slots("b", 1, max_waiting=10, max_wait_s=60)
+    watched = Watched(Scripted("b", [GOOD, GOOD]), breaker, clock, slots)
+    await slots.take("somebody", usual_s=None)
+    breaker.failed()
+    async with asyncio.timeout(5):
+        with pytest.raises(BackendUnavailable, match="left alone"):
+            await watched.complete(CALL)
+    slots.give()
+    clock.now_s += 10
+    assert isinstance(await watched.complete(CALL), Answer), "one that only looked did not become the probe"

@@ -16,6 +16,25 @@ models:
 """
 
 
+PROVIDER = """
+backends:
+  - {{name: up, engine: openai, base_url: "http://127.0.0.1:1/v1", {}}}
+models:
+  - {{name: m, route: [up]}}
+"""
+
+BAD_PROVIDERS = {
+    "proxy: 'http://127.0.0.1:99999'": "backends[0].proxy: has a port that cannot be",
+    "headers: {content-length: '3'}": "headers: 'content-length' is no header that can be set here",
+    'headers: {x-a: "b\\r\\nc: d"}': "headers: the value of 'x-a' holds a line end",
+    "headers: {x-a: 'ü'}": "not ASCII",
+    "tls: {ca_file: ca.pem}": "`tls` is for https:// addresses",
+    "api_key_file: /nowhere/at/all": "api_key_file: the file /nowhere/at/all cannot be read",
+    "max_concurrent: 0": "backends[0].max_concurrent: Input should be greater than or equal to 1",
+    "paths: ['/v2/x']": "backends[0].paths[0]",
+}
+
+
 def problems(tmp_path: Path, text: str, **environment: str) -> list[str]:
     file = tmp_path / "c.yaml"
     file.write_text(text)
@@ -87,6 +106,10 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
             GOOD + "collections: [{name: c, embed: quot, paths: [x]}]\n",
             "6: collections[0].embed: there is no backend 'quot'; did you mean 'quote'?",
         ),
+        (
+            GOOD.replace("[quote]", "[{backend: quote, model: 'x-*'}]"),
+            "5: models[0].route[0].model: `*` stands for nothing: 'm' has none",
+        ),
         (GOOD + "home: a\nhome: b\n", "7: not valid YAML: 'home' is given twice"),
         ("a: [\n", "2: not valid YAML: expected the node content, but found '<stream end>'"),
         ("- 1\n", " must be a mapping with server, backends, models …"),
@@ -94,6 +117,11 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
 )
 def test_each_problem_has_its_line_and_words(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems(tmp_path, text)
+
+
+@pytest.mark.parametrize(("more", "expected"), BAD_PROVIDERS.items())
+def test_what_a_provider_cannot_be_told_is_found_at_start(tmp_path: Path, more: str, expected: str) -> None:
+    assert expected in "\n".join(problems(tmp_path, PROVIDER.format(more)))
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
