@@ -121,7 +121,7 @@ def test_a_silent_station_is_overtaken_by_the_next_one_and_let_go(tmp_path: Path
             answer = http.post("/v1/chat/completions", json=body)
             assert "quick" in answer.text
             assert (answer.headers["x-chasqui-backend"], answer.headers["x-chasqui-attempts"]) == ("spare", "2")
-            assert left.wait(2)
+            assert left.wait(5)
             assert gateway.services.backends["up"].facts.in_flight == 0
 
 
