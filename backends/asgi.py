@@ -1,7 +1,7 @@
 """The little of ASGI that the gateway and the workers share. No framework, no server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -44,9 +44,19 @@ async def read_body(
         RequestTimeout: nothing came for `idle_s`.
         ClientGone
     """
+    pieces = [
+        piece
+        async for piece in body_pieces(receive, limit_bytes=limit_bytes, announced_bytes=announced_bytes, idle_s=idle_s)
+    ]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def body_pieces(
+    receive: Receive, *, limit_bytes: int, announced_bytes: int = 0, idle_s: float = BODY_IDLE_S
+) -> AsyncIterator[bytes]:
+    """The same, as it comes, for what should not be in memory."""
     if announced_bytes > limit_bytes:
         raise BodyTooLarge(limit_bytes)
-    pieces: list[bytes] = []
     size = 0
     while True:
         try:
@@ -60,9 +70,10 @@ async def read_body(
         size += len(piece)
         if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
-        pieces.append(piece)
+        if piece:
+            yield piece
         if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return
 
 
 async def until_gone(scope: Scope, work: Awaitable[None]) -> bool:

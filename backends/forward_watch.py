@@ -13,15 +13,9 @@ from backends.errors import BackendError, UpstreamBroken
 from backends.refusals import Refusals
 from backends.wire import Usage
 
-ENDS = (".completed", ".done", ".failed", ".incomplete", ".cancelled")
-PARTS = (
-    "output_text.done",
-    "content_part.done",
-    "output_item.done",
-    "arguments.done",
-    "refusal.done",
-    "text.done.part",
-)
+RESPONSE_ENDS = frozenset({"response.completed", "response.failed", "response.incomplete", "response.cancelled"})
+"""Its parts have ends of their own (`response.output_text.done`, `response.web_search_call.completed`), which are not the answer's."""
+OTHER_ENDS = (".completed", ".done", ".failed")
 
 
 class ForwardWatch:
@@ -62,7 +56,8 @@ class ForwardWatch:
             raise UpstreamBroken(self._backend, words)
 
     def _see(self, kind: str, data: bytes, decoded: dict[str, Any]) -> None:
-        if data.strip() == b"[DONE]" or kind == "error" or (kind.endswith(ENDS) and not kind.endswith(PARTS)):
+        last = kind in RESPONSE_ENDS if kind.startswith("response.") else kind.endswith(OTHER_ENDS)
+        if last or kind == "error" or data.strip() == b"[DONE]":
             self.ended = True
         if kind.endswith(".delta") and isinstance(decoded.get("delta"), str):
             self.text_bytes += len(decoded["delta"].encode())

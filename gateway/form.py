@@ -3,7 +3,6 @@
 The parts are kept as they came, but for `model`, which each attempt puts in front under the name that its backend knows.
 """
 
-import asyncio
 import re
 import secrets
 import tempfile
@@ -13,7 +12,7 @@ from typing import Any
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
-from backends.asgi import BODY_IDLE_S, BodyTooLarge, ClientGone, Receive, RequestTimeout
+from backends.asgi import Receive, body_pieces
 from backends.errors import InvalidRequest
 from backends.transport import SLICE_BYTES
 from gateway.errors import StoreUnavailable
@@ -77,7 +76,9 @@ class FormUpload:
         yield self._tail
 
 
-async def read_form(receive: Receive, headers: Mapping[bytes, bytes], *, limit_bytes: int, folder: Path) -> Form:
+async def read_form(
+    receive: Receive, headers: Mapping[bytes, bytes], *, limit_bytes: int, announced_bytes: int, folder: Path
+) -> Form:
     """
     Raises:
         BodyTooLarge, RequestTimeout, ClientGone, StoreUnavailable
@@ -90,7 +91,7 @@ async def read_form(receive: Receive, headers: Mapping[bytes, bytes], *, limit_b
     form = Form(folder)
     try:
         reading = _Reading(form)
-        async for piece in _pieces(receive, limit_bytes):
+        async for piece in body_pieces(receive, limit_bytes=limit_bytes, announced_bytes=announced_bytes):
             for event in parser.parse(piece):
                 reading.take(event)
         parser.close()
@@ -149,23 +150,3 @@ class _Reading:
             self._form.end_part()
         if self._field is not None:
             self._form.fields[self._field] = self._value.decode("utf-8", "replace")
-
-
-async def _pieces(receive: Receive, limit_bytes: int) -> Any:
-    size = 0
-    while True:
-        try:
-            async with asyncio.timeout(BODY_IDLE_S):
-                message = await receive()
-        except TimeoutError:
-            raise RequestTimeout(BODY_IDLE_S) from None
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
-        if piece:
-            yield piece
-        if not message.get("more_body", False):
-            return

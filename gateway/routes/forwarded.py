@@ -13,7 +13,7 @@ from gateway.exchange import Exchange
 from gateway.form import Form, read_form
 from gateway.forwarding import Content, FormContent, JsonContent
 from gateway.outlet import Outlet
-from gateway.routes.hot import body_of
+from gateway.routes.hot import announced_bytes, body_of
 from gateway.services import Services
 from policies.errors import PathHidden
 
@@ -48,8 +48,13 @@ async def _answer(scope: Any, receive: Receive, outlet: Outlet) -> None:
     try:
         content: Content
         if kind == b"multipart/form-data":
-            limit_bytes, folder = services.max_body_bytes, services.loaded.home
-            form = await read_form(receive, headers, limit_bytes=limit_bytes, folder=folder)
+            form = await read_form(
+                receive,
+                headers,
+                limit_bytes=services.max_body_bytes,
+                announced_bytes=announced_bytes(headers),
+                folder=services.loaded.home,
+            )
             content = FormContent(form)
         elif kind == b"application/json":
             content = JsonContent(Body(await body_of(scope, headers, receive, services.max_body_bytes)))

@@ -51,6 +51,23 @@ def whole(body: bytes, kind: str = "application/json") -> Script:
     return script
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["output_text.done", "reasoning_summary_text.done", "web_search_call.completed", "function_call_arguments.done"],
+)
+def test_the_end_of_a_part_is_not_the_end(tmp_path: Path, part: str) -> None:
+    ending = b"data: " + json.dumps({"type": f"response.{part}"}).encode() + b"\n\n"
+    with playing(events(DELTA, ending)) as up, running(tmp_path, config(up.base_url), {"UP_KEY": SECRET}) as gateway:
+        assert '"code":"upstream_error"' in ask(gateway).text
+
+
+@pytest.mark.parametrize("last", ["image_generation.completed", "speech.audio.done", "transcript.text.done"])
+def test_other_streams_have_ends_of_other_names(tmp_path: Path, last: str) -> None:
+    ending = b"data: " + json.dumps({"type": last}).encode() + b"\n\n"
+    with playing(events(ending)) as up, running(tmp_path, config(up.base_url), {"UP_KEY": SECRET}) as gateway:
+        assert ask(gateway, "/v1/audio/speech").content == ending
+
+
 def test_a_stream_that_stops_before_its_end_is_broken(tmp_path: Path) -> None:
     with playing(events(DELTA)) as up, running(tmp_path, config(up.base_url), {"UP_KEY": SECRET}) as gateway:
         text = ask(gateway).text
