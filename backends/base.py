@@ -26,6 +26,31 @@ class Passage(NamedTuple):
     score: float
 
 
+class Meter:
+    """How long a request waited for its turn, and how long engines of this machine worked on it. Seconds, on one clock."""
+
+    __slots__ = ("_open", "_since_s", "_worked_s", "queued_s")
+
+    def __init__(self) -> None:
+        self.queued_s = 0.0
+        self._worked_s = 0.0
+        self._open = 0
+        self._since_s = 0.0  # the sum over those that are open
+
+    def begins(self, now_s: float) -> None:
+        self._open += 1
+        self._since_s += now_s
+
+    def ends(self, began_s: float, now_s: float) -> None:
+        self._open -= 1
+        self._since_s -= began_s
+        self._worked_s += now_s - began_s
+
+    def worked_s(self, now_s: float) -> float:
+        """With what has not ended yet."""
+        return self._worked_s + self._open * now_s - self._since_s
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to one backend. `body.model` is already the backend's own name for the model."""
@@ -40,6 +65,7 @@ class Call:
     """The few that may cross: openai-beta, traceparent."""
     caller: str = ""
     """Whose turn it is where requests wait: the key's id."""
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +80,7 @@ class Forward:
     """What the backend calls it."""
     headers: Mapping[str, str]
     caller: str
+    meter: Meter | None = None
 
 
 class Forwarded(NamedTuple):

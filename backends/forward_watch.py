@@ -77,7 +77,7 @@ def usage_of(decoded: Any) -> Usage:
         for names in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"))
     ]
     try:
-        return Usage(*counts)
+        return Usage(counts[0], counts[1], usage.get("input_tokens_details") or usage.get("prompt_tokens_details"))
     except ValueError:
         return Usage()
 

@@ -8,7 +8,7 @@ request through; the others are refused until it has ended. Only the methods her
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from backends.base import Answer, Backend, Call, Event, Forward, Forwarded, PromptSize
+from backends.base import Answer, Backend, Call, Event, Forward, Forwarded, Meter, PromptSize
 from backends.errors import BackendError, BackendTimeout, BackendUnavailable, UpstreamBroken
 from backends.settings import BreakerSettings
 from backends.slots import Slots
@@ -124,7 +124,7 @@ class Watched:
         return self._slots.waiting if self._slots is not None else 0
 
     async def complete(self, call: Call) -> Answer:
-        verdict = await self._admitted(call.caller)
+        verdict = await self._admitted(call)
         try:
             answer = await self.inner.complete(call)
             verdict.succeeded()
@@ -136,7 +136,7 @@ class Watched:
             verdict.close()
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
-        verdict = await self._admitted(call.caller)
+        verdict = await self._admitted(call)
         events = self.inner.stream(call)
         try:
             async for event in events:
@@ -152,7 +152,7 @@ class Watched:
             finally:
                 verdict.close()
 
-    async def _admitted(self, caller: str) -> "_Verdict":
+    async def _admitted(self, call: Call | Forward) -> "_Verdict":
         """A slot, and no open breaker in the way.
 
         Raises:
@@ -161,13 +161,25 @@ class Watched:
         if self._slots is not None:
             if self.breaker is not None and self.breaker.refuses:
                 raise self._left_alone(self.breaker.refuse_for_s() or 1.0)
-            await self._slots.take(caller, usual_s=self._latency_s)
+            if not self._slots.take_free():
+                await self._queue(self._slots, call)
         wait_s = self.breaker.refuse_for_s() if self.breaker is not None else None
         if wait_s is not None:
             self._give_slot()
             raise self._left_alone(wait_s)
         self._in_flight += 1
-        return _Verdict(self, self._clock())
+        began_s = self._clock()
+        if self.local and call.meter is not None:
+            call.meter.begins(began_s)
+        return _Verdict(self, began_s, call.meter)
+
+    async def _queue(self, slots: Slots, call: Call | Forward) -> None:
+        began_s = self._clock()
+        try:
+            await slots.take(call.caller, usual_s=self._latency_s)
+        finally:
+            if call.meter is not None:
+                call.meter.queued_s += self._clock() - began_s
 
     def _left_alone(self, wait_s: float) -> BackendUnavailable:
         words = "it failed repeatedly and is left alone for a while"
@@ -184,7 +196,7 @@ class Watched:
     async def forward(self, call: Forward) -> Forwarded:
         """As `Relay.forward`; the slot is held and the verdict open until `pieces` are closed."""
         assert isinstance(self.inner, Forwards)
-        verdict = await self._admitted(call.caller)
+        verdict = await self._admitted(call)
         try:
             answer = await self.inner.forward(call)
         except BaseException as failure:
@@ -216,7 +228,9 @@ class Watched:
         self._latency_s = before + LATENCY_MEMORY * (seconds - before)
         self._observed_s = self._clock()
 
-    def _end(self) -> None:
+    def _end(self, began_s: float, meter: Meter | None) -> None:
+        if self.local and meter is not None:
+            meter.ends(began_s, self._clock())
         self._in_flight -= 1
         self._give_slot()
 
@@ -224,8 +238,9 @@ class Watched:
 class _Verdict:
     """What one request says of its backend; the last word counts: a stream may begin well and break."""
 
-    def __init__(self, watched: Watched, began_s: float) -> None:
+    def __init__(self, watched: Watched, began_s: float, meter: Meter | None) -> None:
         self._watched = watched
+        self._meter = meter
         self._breaker = watched.breaker
         self._began_s = began_s
         self._given = False
@@ -253,7 +268,7 @@ class _Verdict:
             self._breaker.succeeded()
 
     def close(self) -> None:
-        self._watched._end()
+        self._watched._end(self._began_s, self._meter)
         if not self._given and self._breaker is not None:
             self._breaker.abandoned()
 

@@ -25,6 +25,9 @@ log = logging.getLogger("chasqui")
 
 Connect = Callable[[OpenAISettings], Transport]
 
+RUNNING_AND_NEXT = 2
+"""Requests that a local worker is given at a time: it runs one, and the next need not travel when that ends."""
+
 
 def build_backends(
     settings: Iterable[BackendSettings],
@@ -60,7 +63,9 @@ def build_backends(
             if isinstance(one, OpenAISettings):
                 made = _watched_upstream(one, keys, connect, clock)
             elif isinstance(one, LlamaCppSettings) and path is not None:
-                made = Watched(LocalBackend(fleet.add(one, path), serves=one.serves), None, clock)
+                made = Watched(
+                    LocalBackend(fleet.add(one, path), serves=one.serves), None, clock, _slots(one, RUNNING_AND_NEXT)
+                )
             else:
                 made = Watched(Quote(one.name), None, clock)
             made.origin = origin
@@ -81,19 +86,17 @@ def _watched_upstream(
         log.warning("backend '%s' has no key: %s is not set", settings.name, " or ".join(secret_names(settings)))
     upstream = _upstream(settings, keys, connect)
     breaker = Breaker(settings.breaker, clock) if settings.breaker else None
-    watched = Watched(upstream, breaker, clock, _slots(settings))
+    watched = Watched(upstream, breaker, clock, _slots(settings, settings.max_concurrent))
     watched.paths = settings.paths
     if settings.probe:
         watched.probing = partial(keep_probing, upstream, breaker, settings.probe)
     return watched
 
 
-def _slots(settings: OpenAISettings) -> Slots | None:
-    if settings.max_concurrent is None:
+def _slots(settings: OpenAISettings | LlamaCppSettings, at_once: int | None) -> Slots | None:
+    if at_once is None:
         return None
-    return Slots(
-        settings.name, settings.max_concurrent, max_waiting=settings.max_waiting, max_wait_s=settings.max_wait_s
-    )
+    return Slots(settings.name, at_once, max_waiting=settings.max_waiting, max_wait_s=settings.max_wait_s)
 
 
 def _upstream(settings: OpenAISettings, keys: Sequence[str], connect: Connect) -> Relay:

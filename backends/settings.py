@@ -34,6 +34,10 @@ class LlamaCppSettings(Settings):
     """Layers on the GPU; -1 is all of them."""
     idle_stop_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a request before the process is stopped."""
+    max_waiting: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    """Requests that may wait for their turn, by key; one more gets 429 `server_busy`."""
+    max_wait_s: Seconds = 60.0
+    """How long one may wait, then 429 `server_busy`."""
 
     @field_validator("model")
     @classmethod
@@ -121,7 +125,9 @@ class OpenAISettings(Settings):
     max_concurrent: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests at a time; the others wait in turn, by key."""
     max_waiting: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    """Requests that may wait; one more gets 429 `server_busy`."""
     max_wait_s: Seconds = 30.0
+    """How long one may wait, then 429 `server_busy`."""
     max_answer_mb: Annotated[float, Field(gt=0, le=1024)] = 64
     """Of an answer that is not streamed, which is held until it is complete."""
     tls: TlsSettings = TlsSettings()

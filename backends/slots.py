@@ -34,6 +34,13 @@ class Slots:
     def waiting(self) -> int:
         return self._waiting
 
+    def take_free(self) -> bool:
+        """Take a slot if one is free; nobody waits then."""
+        if self._free > 0:
+            self._free -= 1
+            return True
+        return False
+
     async def take(self, caller: str, *, usual_s: float | None) -> None:
         """
         Args:
@@ -42,8 +49,7 @@ class Slots:
         Raises:
             BackendBusy: the queue is full, or the turn did not come in time.
         """
-        if self._free > 0:
-            self._free -= 1
+        if self.take_free():
             return
         if self._waiting >= self._max_waiting:
             raise self._busy(usual_s)

@@ -20,6 +20,8 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: Any = None
+    """As the upstream gives it, whatever that is."""
 
     def __post_init__(self) -> None:
         """
@@ -32,6 +34,13 @@ class Usage(msgspec.Struct, frozen=True):
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt; 0 where nobody has said, or said something impossible."""
+        details = self.prompt_tokens_details
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return cached if type(cached) is int and 0 <= cached <= self.prompt_tokens else 0
 
 
 class Body:

@@ -18,11 +18,13 @@ from gateway import __version__
 from gateway.access_log import AccessLog
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
+from gateway.clock import steady_clock
 from gateway.embeddings import Embeddings
 from gateway.errors import CODES, answer_failure
 from gateway.forwarding import Forwarding
 from gateway.jobs import Jobs
 from gateway.journal import Journal
+from gateway.ledger_writer import LedgerWriter
 from gateway.lifespan import lifespan
 from gateway.metrics import Metrics
 from gateway.openapi import complete
@@ -41,9 +43,11 @@ from gateway.settings import Loaded
 from gateway.settings_secrets import key_name
 from gateway.targets import Targets
 from gateway.telemetry import Telemetry
+from policies.audit import Audit
 from policies.errors import PromptInvalid
 from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys
+from policies.ledger import Ledger
 from policies.prompts import load_prompts
 from policies.quotas_memory import MemoryQuotas
 from policies.roles import ADMIN, all_roles
@@ -79,17 +83,7 @@ def create_app(
     Raises:
         ModelFileUnusable, PromptInvalid: with everything that is missing or wrong.
     """
-    metrics = Metrics(errors=CODES)
-    house = House(
-        database=database,
-        fleet=Fleet(on_restart=metrics.worker_restarted),
-        watcher=Watcher(database),
-        quotas=MemoryQuotas(time.monotonic),
-        journal=Journal(loaded.home / "journal"),
-        access_log=access_log or AccessLog(),
-        metrics=metrics,
-        connect=connect,
-    )
+    house = build_house(loaded, database, connect=connect, access_log=access_log)
     app = Litestar(
         route_handlers=ROUTES,
         lifespan=[lifespan],
@@ -112,6 +106,30 @@ def create_app(
         reloader = Reloader(telemetry, app.state.jobs, load=load, build=partial(_rebuilt, house))
         app.state.reloader, telemetry.reload = reloader, reloader.reload
     return telemetry
+
+
+def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, access_log: AccessLog | None) -> House:
+    settings, metrics = loaded.settings, Metrics(errors=CODES)
+    clock = steady_clock()
+    journal = Journal(loaded.home / "journal", fsync=settings.ledger.fsync == "always")
+    ledger = Ledger(database)
+    writer = LedgerWriter(journal, ledger, settings.ledger, clock=clock)
+    metrics.follow(
+        "chasqui_journal_backlog_bytes", "Of the journal, not in the ledger yet.", lambda: writer.backlog_bytes
+    )
+    return House(
+        database=database,
+        fleet=Fleet(on_restart=metrics.worker_restarted),
+        watcher=Watcher(database),
+        quotas=MemoryQuotas(clock, writer),
+        journal=journal,
+        ledger=ledger,
+        writer=writer,
+        audit=Audit(database),
+        access_log=access_log or AccessLog(),
+        metrics=metrics,
+        connect=connect,
+    )
 
 
 def build_services(loaded: Loaded, house: House, previous: Services | None = None) -> Services:
@@ -203,7 +221,9 @@ def build_collections(
 
 def given_keys(loaded: Loaded) -> list[GivenKey]:
     """Keys from the environment, the administrator's included."""
-    given = [GivenKey(key.name, key.role, loaded.secrets[key_name(key)]) for key in loaded.settings.keys]
+    given = [
+        GivenKey(key.name, key.role, loaded.secrets[key_name(key)], key.log_content) for key in loaded.settings.keys
+    ]
     if loaded.admin_key is not None:
         given.append(GivenKey("admin", ADMIN.name, loaded.admin_key))
     return given

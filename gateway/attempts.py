@@ -12,7 +12,7 @@ from backends.encodings import Encodings
 from backends.errors import InvalidRequest
 from backends.quote import question_of
 from backends.wire import Body, choices_of
-from gateway.bookkeeping import Bookkeeping
+from gateway.bookkeeping import BYTES_PER_TOKEN, Bookkeeping
 from gateway.exchange import Exchange
 from gateway.targets import Target, Targets
 from gateway.tries import Tries
@@ -66,6 +66,16 @@ class Attempts:
         self._books = books
         self._encodings = encodings
 
+    def foreseen(self, exchange: Exchange, target: Target, body: Body) -> tuple[int, int] | None:
+        """Tokens of prompt and answer at most, where the body alone tells: nothing is added to it, and an upstream, which
+        nobody can ask for a count, is the first to get it."""
+        if target.prompt is not None or target.settings.collections or not self._books.counts_tokens(exchange):
+            return None
+        if self._backends[target.stations[0].backend].local or ("prompt" in body and exchange.path == CHAT):
+            return None
+        exchange.prompt_tokens = len(body.raw) // BYTES_PER_TOKEN
+        return upper_bound(len(body.raw)), answer_bound(body, target)
+
     async def ask(self, exchange: Exchange, target: Target, body: Body) -> Question:
         """Render the template and find the passages; the same for every attempt."""
         chat = exchange.path == CHAT
@@ -98,7 +108,15 @@ class Attempts:
         body = question.body if station.model == exchange.model else question.body.replace(model=station.model)
         assert exchange.caller is not None
         caller = exchange.caller.key_id
-        call = Call(exchange.path, body, exchange.id, exchange.model, caller=caller, headers=exchange.crossing)
+        call = Call(
+            exchange.path,
+            body,
+            exchange.id,
+            exchange.model,
+            caller=caller,
+            headers=exchange.crossing,
+            meter=exchange.meter,
+        )
         size = await self._size(exchange, question, backend, call)
         if question.found:
             call, size = await self._with_passages(question, backend, call, size)
@@ -148,7 +166,7 @@ class Attempts:
         settings: RetrievalSettings = question.target.settings.retrieval
         room = settings.max_context_tokens
         if size is not None:
-            answer = _max_tokens(call.body) or question.target.settings.default_max_tokens or size.context_tokens // 4
+            answer = max_tokens_of(call.body) or question.target.settings.default_max_tokens or size.context_tokens // 4
             room = min(room, size.context_tokens - size.prompt_tokens - answer)
         texts = [f"{one.chunk.source}\n{one.chunk.text}" for one in question.found]
         counts = await backend.count_texts(texts) or [
@@ -171,30 +189,39 @@ class Attempts:
     ) -> Call:
         """Hold prompt and longest answer. A local model is told to stop where the hold ends, so it never exceeds it."""
         choices = choices_of(call.body)
-        asked = _max_tokens(call.body)
+        asked = max_tokens_of(call.body)
         default = question.target.settings.default_max_tokens
-        if backend.local and asked is None and default is not None and not backend.quotes:
-            call = replace(call, body=call.body.replace(max_tokens=default))
-            asked = default
+        if backend.local and not backend.quotes:
+            await self._books.hold_work(exchange, backend.name)
+            if asked is None and default is not None:
+                call = replace(call, body=call.body.replace(max_tokens=default))
+                asked = default
         if not self._books.counts_tokens(exchange):
             return call
         if size is not None:
             exchange.prompt_tokens = size.prompt_tokens
             answer = asked if asked is not None else max(0, size.context_tokens - size.prompt_tokens)
-            await self._books.hold(exchange, size.prompt_tokens + answer * choices)
+            await self._books.hold(exchange, size.prompt_tokens, answer * choices)
         elif not backend.quotes:
-            answer = (asked if asked is not None else default or UPSTREAM_MAX_TOKENS) * choices
-            await self._hold_bounded(exchange, call, answer)
+            await self._hold_bounded(exchange, call, answer_bound(call.body, question.target))
         return call
 
     async def _hold_bounded(self, exchange: Exchange, call: Call, answer_tokens: int) -> None:
         raw = call.body.raw
         try:
-            exchange.prompt_tokens = len(raw) // 4
-            await self._books.hold(exchange, upper_bound(len(raw)) + answer_tokens)
+            exchange.prompt_tokens = len(raw) // BYTES_PER_TOKEN
+            await self._books.hold(exchange, upper_bound(len(raw)), answer_tokens)
         except QuotaExceeded:
             exchange.prompt_tokens = await closer_bound(raw, self._encodings)
-            await self._books.hold(exchange, exchange.prompt_tokens + answer_tokens)
+            await self._books.hold(exchange, exchange.prompt_tokens, answer_tokens)
+
+
+def answer_bound(body: Body, target: Target) -> int:
+    """Tokens that an upstream may answer with, all choices together."""
+    asked = max_tokens_of(body)
+    return (asked if asked is not None else target.settings.default_max_tokens or UPSTREAM_MAX_TOKENS) * choices_of(
+        body
+    )
 
 
 def refuse_extensions(body: Body) -> None:
@@ -223,7 +250,7 @@ def check_prompt_call(given: PromptCall | None, target: Target) -> None:
         )
 
 
-def _max_tokens(body: Body) -> int | None:
+def max_tokens_of(body: Body) -> int | None:
     """What the client allows an answer, per choice; a limit below zero is none, as some engines read it.
 
     Legacy completions without it get OpenAI's sixteen.

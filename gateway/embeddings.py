@@ -11,6 +11,7 @@ from backends.base import EMBEDDINGS, Backend, Call
 from backends.encodings import EncodingMissing, Encodings
 from backends.errors import BackendError, InvalidRequest
 from backends.wire import Body, Usage
+from gateway.attribution import attribute
 from gateway.bookkeeping import Bookkeeping
 from gateway.exchange import Exchange
 from gateway.outlet import Outlet
@@ -61,12 +62,13 @@ class Embeddings:
         """
         assert exchange.caller is not None
         exchange.model = body.require("model", str)
-        target = self._targets.resolve(exchange.model, exchange.caller)
-        exchange.entry = target.settings.name
+        attribute(exchange, body)
         encoding = body.read("encoding_format", str, "float")
         if encoding not in ("float", "base64"):
             raise InvalidRequest("'encoding_format' is float or base64.", param="encoding_format")
-        with self._books.of(exchange, outlet):
+        with self._books.of(exchange, outlet, body.raw):
+            target = self._targets.resolve(exchange.model, exchange.caller)
+            exchange.entry, exchange.price = target.settings.name, target.price
             await self._books.admit(exchange)
             texts = await self._texts(body)
             tries = Tries(
@@ -104,21 +106,32 @@ class Embeddings:
         own = body.replace(model=station.model)
         assert exchange.caller is not None
         caller = exchange.caller.key_id
-        call = Call(EMBEDDINGS, own, exchange.id, exchange.model, caller=caller, headers=exchange.crossing)
+        call = Call(
+            EMBEDDINGS,
+            own,
+            exchange.id,
+            exchange.model,
+            caller=caller,
+            headers=exchange.crossing,
+            meter=exchange.meter,
+        )
         return await self._embedders[station.backend].embed(texts, call, scope=self._scope(exchange.caller))
 
     async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:
         """As many tokens as there are bytes; counted only when that is too much, so that a hit wakes no worker."""
+        if self._backends[backend].local:
+            await self._books.hold_work(exchange, backend)
         if not self._books.counts_tokens(exchange):
             return
         try:
-            await self._books.hold(exchange, upper_bound(sum(SPECIAL_TOKENS + len(text.encode()) for text in texts)))
+            bound = upper_bound(sum(SPECIAL_TOKENS + len(text.encode()) for text in texts))
+            await self._books.hold(exchange, bound, 0)
         except QuotaExceeded:
             call = Call(EMBEDDINGS, body.replace(input=texts), exchange.id, exchange.model)
             size = await self._backends[backend].count(call)
             if size is None:
                 raise
-            await self._books.hold(exchange, size.prompt_tokens)
+            await self._books.hold(exchange, size.prompt_tokens, 0)
 
     def _scope(self, caller: Caller | None) -> str:
         assert caller is not None

@@ -29,12 +29,15 @@ from policies.errors import (
     KeyNotFound,
     KeyUnknown,
     ModelUnknown,
+    NotThere,
     PathForbidden,
     PathHidden,
     PromptInvalid,
     QuotaExceeded,
+    QuotaStoreDown,
     RoleUnknown,
 )
+from policies.quotas import Measure
 from policies.retries import retry_after_s
 from retrieval.errors import CollectionNotReady, DocumentUnreadable, EmbeddingFailed, TokensUndecodable
 
@@ -80,6 +83,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     PathForbidden: Meaning(403, "permission_denied", "permission_denied"),
     PathHidden: Meaning(404, "invalid_request_error", "not_found"),
     KeyNotFound: Meaning(404, "invalid_request_error", "not_found"),
+    NotThere: Meaning(404, "invalid_request_error", "not_found"),
     ModelUnknown: Meaning(404, "invalid_request_error", "model_not_found"),
     RequestTimeout: Meaning(408, "invalid_request_error", "request_timeout"),
     ClientGone: Meaning(499, "invalid_request_error", "client_closed_request"),  # nobody reads it; the log does
@@ -95,6 +99,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     ModelFileUnusable: Meaning(503, "server_error", "backend_unavailable"),
     CollectionNotReady: Meaning(503, "server_error", "backend_unavailable"),
     GatewayStopping: Meaning(503, "server_error", "backend_unavailable"),
+    QuotaStoreDown: Meaning(503, "server_error", "store_unavailable"),
     StoreUnavailable: Meaning(503, "server_error", "store_unavailable"),
     SQLAlchemyError: Meaning(503, "server_error", "store_unavailable"),
     BackendTimeout: Meaning(504, "server_error", "backend_timeout"),
@@ -113,6 +118,7 @@ FRAMEWORK: dict[int, Meaning] = {
 BUG = Meaning(500, "server_error", "internal_error")
 
 CODES = frozenset(meaning.code for meaning in (*MEANINGS.values(), *FRAMEWORK.values(), BUG)) | {
+    "insufficient_quota",
     "invalid_json",
     "missing_required_parameter",
 }
@@ -152,6 +158,8 @@ def explain(exc: BaseException) -> Failure:
             meaning = _upstream_meaning(exc)
         case InvalidRequest():
             meaning = meaning._replace(code=exc.code)
+        case QuotaExceeded() if exc.measure is Measure.COST:
+            meaning = meaning._replace(code="insufficient_quota")
         case ModelUnknown():
             param = "model"
         case SQLAlchemyError():

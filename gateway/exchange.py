@@ -1,14 +1,20 @@
 """What is known of one request while it is being answered; read by the log, the journal and the metrics."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from backends.base import Meter
 from backends.wire import Usage
-from policies.quotas import Measure, Standing
+from gateway.contents import Contents
+from policies.prices import Price
+from policies.quotas import Limit, Measure, Standings
 from policies.roles import Caller
 
 NO_USAGE = Usage()
+
+SHOWN = (Measure.REQUESTS, Measure.TOKENS)
+"""Of the measures, those that have headers."""
 
 
 def new_request_id() -> str:
@@ -30,7 +36,16 @@ class Exchange:
     caller: Caller | None = None
     model: str = ""
     entry: str = ""
-    """The name in the configuration that `model` is, or is one of."""
+    """The name in the configuration that `model` is, or is one of; empty as long as that is not known."""
+    user: str = ""
+    """Whom the client says it asks for."""
+    tags: Sequence[str] = ()
+    """What the client says it is for."""
+    price: Price | None = None
+    limits: Sequence[Limit] = ()
+    """Those of the caller that this request counts in."""
+    contents: Contents | None = None
+    """What was asked and answered, where the key has it kept."""
     backend: str | None = None
     backend_model: str | None = None
     attempts: int = 0
@@ -43,8 +58,14 @@ class Exchange:
     overhead_s: float = 0.0
     cache: str | None = None
     retrieval: str | None = None
-    standing: dict[Measure, Standing] = field(default_factory=dict)
-    held_tokens: int = 0
+    standing: Standings = field(default_factory=dict)
+    held: dict[Measure, int] = field(default_factory=dict)
+    """Beside the request and its slot."""
+    meter: Meter = field(default_factory=Meter)
+    admitted: bool = False
+    """It counts as a request."""
+    first_byte_s: float | None = None
+    """From its beginning until the answer's head went out."""
     prompt_tokens: int = 0
     """The best knowledge of the prompt before an engine reports usage."""
     began: bool = False
@@ -56,6 +77,11 @@ class Exchange:
     status: int = 0
     head_sent: bool = False
     """The answer's status and headers are out."""
+
+    def keep(self, piece: bytes) -> None:
+        """A piece of the answer, where the key has it kept."""
+        if self.contents is not None:
+            self.contents.add(piece)
 
     def headers(self) -> dict[str, str]:
         """What the answer's head says about it."""
@@ -76,9 +102,12 @@ class Exchange:
         return headers | limit_headers(self.standing) if self.standing else headers
 
 
-def limit_headers(standing: Mapping[Measure, Standing]) -> dict[str, str]:
+def limit_headers(standings: Standings) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for measure, (limit, remaining, reset_s) in standing.items():
+    for measure in SHOWN:
+        if measure not in standings:
+            continue
+        limit, remaining, reset_s = standings[measure]
         headers[f"x-ratelimit-limit-{measure}"] = str(limit)
         headers[f"x-ratelimit-remaining-{measure}"] = str(remaining)
         headers[f"x-ratelimit-reset-{measure}"] = span(reset_s)

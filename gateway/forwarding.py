@@ -16,6 +16,7 @@ from backends.forward_watch import usage_of
 from backends.health import Watched
 from backends.transport import Upload
 from backends.wire import Body, rename_model
+from gateway.attribution import MAX_USER_CHARS, attribute, plain
 from gateway.bookkeeping import Bookkeeping
 from gateway.errors import GatewayStopping, explain
 from gateway.exchange import Exchange
@@ -32,12 +33,21 @@ class Content(Protocol):
 
     model: str
     content_type: str
-    tokens: int
-    """To hold for it, at most what it can use; 0 where that cannot be told."""
+    answer_tokens: int
+    """Of its answer, at most; 0 where that cannot be told."""
+    bound_tokens: int
+    """Of its prompt, at most; 0 where that cannot be told."""
     prompt_tokens: int
     """What its prompt takes, about; for clients who leave before the upstream has said."""
 
+    asked: bytes
+    """For the ledger, where the key has it kept."""
+
     def named(self, model: str) -> bytes | Upload: ...
+
+    def attribute(self, exchange: Exchange) -> None:
+        """Whom it is for, where it says so."""
+        ...
 
 
 class JsonContent:
@@ -47,15 +57,21 @@ class JsonContent:
         self._body = body
         self.model = body.require("model", str)
         answer = body.read("max_output_tokens", int, UPSTREAM_MAX_TOKENS if "max_output_tokens" in body else 0)
-        self.tokens = upper_bound(len(body.raw)) + max(0, answer)
+        self.answer_tokens = max(0, answer)
+        self.bound_tokens = upper_bound(len(body.raw))
+        self.asked = body.raw
         self.prompt_tokens = len(body.raw) // 4
 
     def named(self, model: str) -> bytes:
         return self._body.raw if model == self.model else self._body.replace(model=model).raw
 
+    def attribute(self, exchange: Exchange) -> None:
+        attribute(exchange, self._body)
+
 
 class FormContent:
-    tokens = prompt_tokens = 0
+    answer_tokens = bound_tokens = prompt_tokens = 0
+    asked = b""
 
     def __init__(self, form: Form) -> None:
         self._form = form
@@ -68,6 +84,9 @@ class FormContent:
 
     def named(self, model: str) -> Upload:
         return self._form.named(model)
+
+    def attribute(self, exchange: Exchange) -> None:
+        exchange.user = plain(self._form.fields.get("user", ""), MAX_USER_CHARS)
 
 
 class Forwarding:
@@ -95,14 +114,15 @@ class Forwarding:
         """
         assert exchange.caller is not None
         exchange.model = content.model
-        target = self._targets.resolve(content.model, exchange.caller)
-        exchange.entry = target.settings.name
-        with self._books.of(exchange, outlet):
+        content.attribute(exchange)
+        with self._books.of(exchange, outlet, content.asked):
+            target = self._targets.resolve(content.model, exchange.caller)
+            exchange.entry, exchange.price = target.settings.name, target.price
             tries = self._tries(exchange, target)
             await self._books.admit(exchange)
             exchange.prompt_tokens = content.prompt_tokens
-            if content.tokens and self._books.counts_tokens(exchange):
-                await self._books.hold(exchange, content.tokens)
+            if content.bound_tokens and self._books.counts_tokens(exchange):
+                await self._books.hold(exchange, content.bound_tokens, content.answer_tokens)
             answer = await self._asked(exchange, tries, content)
             try:
                 if answer.whole is not None:
@@ -141,6 +161,7 @@ class Forwarding:
                     station.model,
                     exchange.crossing,
                     exchange.caller.key_id,
+                    exchange.meter,
                 )
                 try:
                     return await self._backends[station.backend].forward(call)
@@ -155,6 +176,7 @@ class Forwarding:
             pass
         exchange.usage = usage_of(msgspec.json.decode(body))
         exchange.outcome = "complete"
+        exchange.keep(body)
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
         await outlet.whole(rename_model(body, exchange.model) if body.startswith(b"{") else body, answer.headers)
@@ -168,6 +190,8 @@ class Forwarding:
         try:
             async for piece in answer.pieces:
                 self._see(exchange, answer)
+                if answer.watch is not None:  # events are text, anything else may be sound
+                    exchange.keep(piece)
                 await outlet.piece(piece, last=False)
         except BackendError as failure:
             await self._broken(exchange, answer, failure, outlet)

@@ -1,59 +1,100 @@
-"""Two lines per request in an append-only file: `begin` before an upstream is called, `end` before the last byte goes out.
+"""Two lines per request in append-only files: `begin` before an upstream is called, `end` before the last byte goes out.
 
-One file per process, locked while it lives. A line is `crc32 json`, written whole in one unbuffered call; a line that was
-torn by a crash fails its checksum and is dropped by readers. Not synced to disk: survives `kill -9`, not a power cut.
+A process writes one file at a time and keeps it locked; `ledger_writer.py` moves what is in the files into the database and
+removes them. A line is `crc32 json`, written whole in one unbuffered call; a line that was torn by a crash fails its checksum
+and is dropped by readers. Not synced to disk unless that is asked for: survives `kill -9`, not a power cut.
 """
 
 import fcntl
+import itertools
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from gateway.errors import StoreUnavailable
 
-ROTATE_BYTES = 64 * 1024 * 1024
-KEEP_FILES = 8
+ROTATE_BYTES = 16 * 1024 * 1024
+ATTEMPTS = 5
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     id: str
     key: str
+    role: str
     model: str
+    entry: str
+    backend: str
+    operation: str
+    prompt_tokens: int
+    """Of `held_tokens`, about."""
     held_tokens: int
-    at: float
-    """Unix seconds."""
+    held_cost: int
+    """Billionths of a dollar."""
+    user: str
+    tags: Sequence[str]
+    at: int
+    """Unix milliseconds."""
 
 
 class End(msgspec.Struct, frozen=True, tag="end"):
+    """A row of the ledger; see `policies/ledger.py` for what the fields mean."""
+
     id: str
+    at: int
     key: str
+    role: str
     model: str
-    backend: str | None
+    entry: str
+    backend: str
+    operation: str
+    stream: int
     attempts: int
+    admitted: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
+    cost: int
+    compute_ms: int
+    queue_ms: int
+    first_byte_ms: int | None
+    total_ms: int
     status: int
     outcome: str
-    """complete, failed, broken (after the first byte) or client_left."""
-    total_ms: int
-    at: float
+    error: str
+    cache: str
+    user: str
+    tags: Sequence[str]
+
+
+class Content(msgspec.Struct, frozen=True, tag="content"):
+    id: str
+    request: str
+    answer: str
+
+
+Entry = Begin | End | Content
 
 
 class Journal:
     """
     Args:
         folder: made if missing.
+        fsync: every line is on the disk before anything goes on.
     """
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, fsync: bool = False, clock: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self._fsync = fsync
         self._clock = clock
+        self._numbers = itertools.count()
         self._file: int | None = None
         self._written = 0
+        self.files: list[Path] = []
+        """Those that this process has written and that are still there, oldest first; the last one may grow."""
         self.failing = False
         """The last line could not be written."""
 
@@ -66,81 +107,88 @@ class Journal:
         if self._file is not None:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = (
-                self._folder
-                / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(self._clock()))}-{os.getpid()}-{time.monotonic_ns()}.log"
-            )
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path, self._file = self._made()
         except OSError as exc:
-            raise StoreUnavailable(f"the journal in {self._folder} cannot be written: {exc.strerror}") from None
+            raise StoreUnavailable(f"the journal in {self.folder} cannot be written: {exc.strerror}") from None
+        self.files.append(path)
         self._written = 0
-        self._forget_old_files()
 
     def begin(self, entry: Begin) -> None:
         """
         Raises:
             StoreUnavailable: nothing may be started.
         """
-        self._write(entry)
+        self._write(encode(entry))
 
-    def end(self, entry: End) -> None:
+    def end(self, entry: End, content: Content | None = None) -> None:
         """
         Raises:
             StoreUnavailable: the answer's last byte should not go out as if all were well.
         """
-        self._write(entry)
+        self._write(encode(entry) if content is None else encode(content) + encode(entry))
 
     def close(self) -> None:
+        """The file is whole; the next line begins another."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def _write(self, entry: Begin | End) -> None:
+    @property
+    def growing(self) -> Path | None:
+        """The file that more lines may still come into."""
+        return self.files[-1] if self._file is not None else None
+
+    def _made(self) -> tuple[Path, int]:
+        """A new file, locked. Whoever looks for files of dead processes may have locked it in between: then another."""
+        for _ in range(ATTEMPTS):
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._clock()))
+            path = self.folder / f"{stamp}-{os.getpid()}-{time.monotonic_ns()}-{next(self._numbers)}.log"
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.stat()
+                return path, file
+            except OSError:
+                os.close(file)
+        raise OSError(0, "its files are locked by somebody else")
+
+    def _write(self, lines: bytes) -> None:
         if self._file is None or self._written > ROTATE_BYTES:
             self.close()
             self.open()
         assert self._file is not None
-        line = encode(entry)
         try:
-            written = os.write(self._file, line)
+            written = os.write(self._file, lines)
+            if self._fsync:
+                os.fdatasync(self._file)
         except OSError as exc:
             self.failing = True
             raise StoreUnavailable(f"the journal cannot be written: {exc.strerror}; free some disk space") from None
         self._written += written
-        if written < len(line):  # the disk filled up in the middle; readers drop the torn line, a new file follows it
+        if written < len(lines):  # the disk filled up in the middle; readers drop the torn line, a new file follows it
             self.close()
             self.failing = True
             raise StoreUnavailable("the journal cannot be written: the disk is full; free some disk space")
 
         self.failing = False
 
-    def _forget_old_files(self) -> None:
-        """Until the ledger takes them over, the newest files are kept and the others go."""
-        for old in sorted(self._folder.glob("*.log"))[:-KEEP_FILES]:
-            if _is_unlocked(old):
-                old.unlink(missing_ok=True)
 
-
-def encode(entry: Begin | End) -> bytes:
+def encode(entry: Entry) -> bytes:
     data = msgspec.json.encode(entry)
     return b"%08x %b\n" % (zlib.crc32(data), data)
 
 
-def read(path: Path) -> Iterator[Begin | End]:
-    """The whole lines of a file, in order; torn or damaged ones are left out."""
-    decoder = msgspec.json.Decoder(Begin | End)
-    for line in path.read_bytes().split(b"\n"):
+def whole_lines(raw: bytes) -> Iterator[bytes]:
+    """The JSON of each line that is undamaged."""
+    for line in raw.split(b"\n"):
         checksum, _, data = line.partition(b" ")
-        if checksum == b"%08x" % zlib.crc32(data) and data:
-            yield decoder.decode(data)
+        if data and checksum == b"%08x" % zlib.crc32(data):
+            yield data
 
 
-def _is_unlocked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:
-        return False
+def read(path: Path) -> Iterator[Entry]:
+    """The whole lines of a file, in order; torn or damaged ones are left out."""
+    decoder = msgspec.json.Decoder(Entry)
+    for data in whole_lines(path.read_bytes()):
+        yield decoder.decode(data)

@@ -17,12 +17,13 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     jobs: Jobs = app.state.jobs
     reloader: Reloader | None = app.state.reloader
     house = telemetry.services.house
+    await house.writer.attempt(adopt=True)
     house.journal.open()
     await telemetry.services.keys.reload()
     await house.watcher.poll()
     house.fleet.start()
     jobs.serve(telemetry.services)
-    watching = [start(house.watcher.run, "watcher")]
+    watching = [start(house.watcher.run, "watcher"), start(house.writer.run, "ledger")]
     if reloader is not None:
         watching.append(start(reloader.watch_files, "watch the configuration"))
     try:
@@ -37,6 +38,10 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         for backend in telemetry.services.backends.values():
             await backend.aclose()
         await house.fleet.aclose()
+        await house.quotas.drain()
+        await house.quotas.aclose()
         house.journal.close()
+        await house.writer.attempt(adopt=False)
+        house.writer.close()
         house.access_log.flush()
         await house.database.dispose()

@@ -1,12 +1,13 @@
 """What Prometheus scrapes. Label values come from the configuration, never from a request: unknown names are `other`."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, generate_latest
 
 from gateway.exchange import Exchange
 from gateway.series import Counter, Histogram
+from policies.quotas import Measure
 
 DURATION_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 # fmt: off
@@ -47,6 +48,10 @@ class Metrics:
             "chasqui_requests", "Answered requests.", "operation", "model", "backend", "status", "outcome"
         )
         self._tokens = counter("chasqui_tokens", "Tokens as settled.", "model", "type")
+        self._cost = counter("chasqui_cost_usd", "Cost of requests by the prices of models.", "model")
+        self._compute = counter("chasqui_compute_seconds", "Work of this machine's engines on requests.", "model")
+        self._held = counter("chasqui_quota_tokens", "Tokens held before the work, and used in the end.", "state")
+        self._refused = counter("chasqui_quota_refusals", "Requests over a limit.", "measure")
         self._cache = counter("chasqui_embedding_cache_items", "Inputs of embedding requests.", "result")
         self._restarts = counter("chasqui_worker_restarts", "Workers started again after a death.", "backend")
         self._reloads = counter("chasqui_config_reloads", "Changed configurations.", "result")
@@ -64,14 +69,16 @@ class Metrics:
             OVERHEAD_BUCKETS_S,
             "gen_ai_operation_name",
         )
-        in_flight = Gauge("chasqui_requests_in_flight", "Requests being answered.", registry=self.registry)
-        in_flight.set_function(lambda: self.in_flight)
+        self.follow("chasqui_requests_in_flight", "Requests being answered.", lambda: self.in_flight)
         self._chunks = Gauge(
             "chasqui_collection_chunks", "Chunks in the index.", ["collection"], registry=self.registry
         )
-        tasks = Gauge("chasqui_event_loop_tasks", "asyncio tasks that are not done.", registry=self.registry)
-        tasks.set_function(running_tasks)
+        self.follow("chasqui_event_loop_tasks", "asyncio tasks that are not done.", running_tasks)
         ProcessCollector(registry=self.registry)
+
+    def follow(self, name: str, words: str, value: Callable[[], float]) -> None:
+        """A number that is asked for when the page is."""
+        Gauge(name, words, registry=self.registry).set_function(value)
 
     def name(self, *, models: Iterable[str], backends: Iterable[str]) -> None:
         """What may be labels from now on. Series that are there stay: a counter must not vanish."""
@@ -87,6 +94,23 @@ class Metrics:
         self._duration.observe((exchange.operation, model, error), seconds)
         self._tokens.add((model, "input"), exchange.usage.prompt_tokens)
         self._tokens.add((model, "output"), exchange.usage.completion_tokens)
+
+    def settled(self, exchange: Exchange, *, cost: int, work_ms: int) -> None:
+        """
+        Args:
+            cost: in billionths of a dollar.
+        """
+        model = exchange.entry if exchange.entry in self._models else OTHER
+        if cost:
+            self._cost.add((model,), cost / Measure.COST.unit)
+        if work_ms:
+            self._compute.add((model,), work_ms / 1000)
+        if held := exchange.held.get(Measure.TOKENS):
+            self._held.add(("held",), held)
+            self._held.add(("used",), exchange.usage.total_tokens)
+
+    def refused(self, measure: Measure) -> None:
+        self._refused.add((measure.value,))
 
     def first_byte(self, *, operation: str, model: str, stream: bool, seconds: float, overhead_s: float) -> None:
         if stream:

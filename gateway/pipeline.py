@@ -16,6 +16,7 @@ from backends.base import Answer, Backend, Call, Event
 from backends.errors import BackendError, UpstreamBroken
 from backends.wire import Body
 from gateway.attempts import Attempts, Question
+from gateway.attribution import attribute
 from gateway.bookkeeping import Bookkeeping
 from gateway.errors import GatewayStopping, StoreUnavailable, explain
 from gateway.exchange import Exchange
@@ -69,10 +70,11 @@ class Pipeline:
         assert exchange.caller is not None
         exchange.model = body.require("model", str)
         exchange.stream = body.read("stream", bool, False)
-        target = self._targets.resolve(exchange.model, exchange.caller)
-        exchange.entry = target.settings.name
-        with self._books.of(exchange, outlet):
-            await self._books.admit(exchange)
+        attribute(exchange, body)
+        with self._books.of(exchange, outlet, body.raw):
+            target = self._targets.resolve(exchange.model, exchange.caller)
+            exchange.entry, exchange.price = target.settings.name, target.price
+            await self._books.admit(exchange, self._attempts.foreseen(exchange, target, body))
             question = await self._attempts.ask(exchange, target, body)
             await (self._stream if exchange.stream else self._whole)(exchange, question, outlet)
 
@@ -80,6 +82,7 @@ class Pipeline:
         answer = await self._asked(exchange, question, _complete)
         exchange.usage = answer.usage or self._books.estimate(exchange, len(answer.body))
         exchange.outcome = "complete"
+        exchange.keep(answer.body)
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
         await outlet.whole(answer.body, {"content-type": "application/json", **answer.headers})
@@ -126,6 +129,7 @@ class Pipeline:
     async def _pass_on(self, exchange: Exchange, event: Event, outlet: Outlet) -> None:
         exchange.usage = event.usage or exchange.usage
         exchange.text_bytes += event.text_bytes
+        exchange.keep(event.raw)
         if event.last:
             exchange.outcome = "complete"
             self._books.close(exchange)

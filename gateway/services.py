@@ -12,12 +12,15 @@ from gateway.access_log import AccessLog
 from gateway.embeddings import Embeddings
 from gateway.forwarding import Forwarding
 from gateway.journal import Journal
+from gateway.ledger_writer import LedgerWriter
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.settings import Loaded
 from gateway.targets import Targets
+from policies.audit import Audit
 from policies.generations import Watcher
 from policies.keys import Keys
+from policies.ledger import Ledger
 from policies.quotas import QuotaStore
 from policies.roles import Role
 from retrieval.embedding_cache import EmbeddingCache
@@ -34,6 +37,9 @@ class House:
     watcher: Watcher
     quotas: QuotaStore
     journal: Journal
+    ledger: Ledger
+    writer: LedgerWriter
+    audit: Audit
     access_log: AccessLog
     metrics: Metrics
     connect: Connect

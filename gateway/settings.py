@@ -37,9 +37,9 @@ class ConfigInvalid(Exception):
 
 
 NOT_BUILT_YET = frozenset(
-    "admin slots ram_disk price shared cost_usd compute_s on_store_down metrics stages "
+    "admin slots ram_disk on_store_down metrics stages "
     "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention "
-    "log_content max_loaded tools truncate sharing_scope rerank".split()
+    "max_loaded tools truncate sharing_scope rerank".split()
 )
 """Names that the design has and this version has not: refused by name, never parsed and ignored."""
 

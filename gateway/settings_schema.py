@@ -30,6 +30,17 @@ class QuotaSettings(Settings):
     store: Literal["memory"] = "memory"
 
 
+class LedgerSettings(Settings):
+    """What is kept of finished requests."""
+
+    retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
+    """Of the row of each request, with its contents and feedback."""
+    usage_days: Annotated[float, Field(ge=32, le=36_500)] = 400
+    """Of the sums by hour, which reports and limits are made from."""
+    fsync: Literal["always"] | Literal[False] = False
+    """`always`: a request waits until its lines are on the disk, and survives a power cut; `off`: it survives `kill -9`."""
+
+
 class ModelSettings(RouteSettings):
     """What clients may ask for."""
 
@@ -44,6 +55,7 @@ class GatewaySettings(Settings):
     home: str = "var"
     store: StoreSettings = StoreSettings()
     limits: QuotaSettings = QuotaSettings()
+    ledger: LedgerSettings = LedgerSettings()
     backends: Annotated[list[BackendSettings], Field(min_length=1)]
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     collections: list[CollectionSettings] = []

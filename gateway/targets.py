@@ -8,6 +8,7 @@ from backends.health import Watched
 from gateway.settings_schema import ModelSettings
 from gateway.tries import random_jitter
 from policies.errors import ModelUnknown
+from policies.prices import Price
 from policies.prompts import Prompt
 from policies.roles import Caller
 from policies.routing import Station, attempts, expand, named
@@ -23,6 +24,7 @@ class Target:
     settings: ModelSettings
     stations: tuple[Station, ...]
     prompt: Prompt | None
+    price: Price
 
 
 class Targets:
@@ -41,7 +43,11 @@ class Targets:
         by_name = {model.name: model for model in models}
         self._targets = {
             name: Target(
-                name, model, tuple(expand(name, by_name, backends)), prompts[model.prompt] if model.prompt else None
+                name,
+                model,
+                tuple(expand(name, by_name, backends)),
+                prompts[model.prompt] if model.prompt else None,
+                Price(model.price),
             )
             for name, model in by_name.items()
         }

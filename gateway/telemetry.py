@@ -5,9 +5,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from backends.asgi import Receive, Send
-from gateway.bookkeeping import LEFT
 from gateway.errors import explain_to
 from gateway.exchange import Exchange, new_request_id
+from gateway.journal_lines import LEFT
 from gateway.services import Services
 
 CROSSING_FORTH = (b"openai-beta", b"traceparent")

@@ -23,6 +23,13 @@ class KeyNotFound(PolicyError):
         super().__init__(f"there is no key '{key_id}'")
 
 
+class NotThere(PolicyError):
+    """An id that does not exist, or not for this caller."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"there is no {kind} '{name[:200]}'")
+
+
 class RoleUnknown(PolicyError):
     def __init__(self, role: str, known: list[str]) -> None:
         super().__init__(f"there is no role '{role}'; the configuration has: {', '.join(known)}")
@@ -61,23 +68,34 @@ class QuotaExceeded(PolicyError):
     def __init__(
         self, limit: Limit, *, needed: int, retry_after_s: float | None, standings: Mapping[Measure, Standing]
     ) -> None:
-        window = f" per {_span(limit.per_s)}" if limit.per_s else ""
+        measure = limit.measure
+        window = f" per {limit.span}" if limit.span else ""
+        model = f" for {limit.scope.model}" if limit.scope.model else ""
         never = "; this request alone is larger than the limit" if retry_after_s is None else ""
         super().__init__(
-            f"Rate limit reached: {limit.amount} {limit.measure}{window}, and this request needs {needed}{never}."
+            f"Rate limit reached: {_amount(limit.amount, measure)}{window}{model}, "
+            f"and this request needs {needed / measure.unit:.15g}{never}."
         )
-        self.measure = limit.measure
+        self.measure = measure
         self.limit = limit.amount
         self.retry_after_s = retry_after_s
         self.standings = standings
+
+
+class QuotaStoreDown(PolicyError):
+    """Whether a request keeps within its limits cannot be told now, so it is not let in."""
+
+    retry_after_s = 1.0
+
+    def __init__(self, why: str) -> None:
+        super().__init__("The store of the limits does not answer; try again in a moment.")
+        self.why = why
+        """For the log; it may name hosts."""
 
 
 class PromptInvalid(PolicyError):
     """A prompt file or its variables are wrong; the message names the prompt and the field."""
 
 
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds // size:.0f}{unit}"
-    return f"{seconds:g}s"
+def _amount(amount: int, measure: Measure) -> str:
+    return f"{amount / measure.unit:.15g} {measure}"

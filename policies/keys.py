@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, Column, Table, delete, insert, literal, select, tuple_, update
+from sqlalchemy import JSON, Column, Delete, Table, Update, delete, insert, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Field, SQLModel
 
+from policies.audit import Actor, record
 from policies.errors import KeyNotFound, KeyUnknown, RoleUnknown
 from policies.generations import bump
 from policies.roles import KINDS, Allowed, Caller, Role
@@ -36,6 +37,8 @@ class KeyRow(SQLModel, table=True):
     narrowed: dict[str, list[str]] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """models, collections, prompts, paths: globs that narrow the role's."""
     key_metadata: dict[str, Any] = Field(default_factory=dict, sa_column=Column("metadata", JSON, nullable=False))
+    log_content: bool = False
+    """What is asked and answered is kept in the ledger."""
 
 
 keys_table: Table = KeyRow.__table__  # type: ignore[attr-defined]
@@ -49,6 +52,7 @@ class NewKey(NamedTuple):
     narrowed: Mapping[str, list[str]] = {}
     metadata: Mapping[str, Any] = {}
     disabled: bool = False
+    log_content: bool = False
 
 
 class GivenKey(NamedTuple):
@@ -57,6 +61,7 @@ class GivenKey(NamedTuple):
     name: str
     role: str
     secret: str
+    log_content: bool = False
 
 
 def digest_of(secret: str) -> str:
@@ -82,7 +87,10 @@ class Keys:
         self._roles = roles
         self._clock = clock
         self._given = {
-            digest_of(key.secret): Caller(f"env:{key.name}", key.name, self._role(key.role)) for key in given
+            digest_of(key.secret): Caller(
+                f"env:{key.name}", key.name, self._role(key.role), log_content=key.log_content
+            )
+            for key in given
         }
         self._callers: dict[str, Caller] = dict(self._given)
         self._reloading = asyncio.Lock()
@@ -111,7 +119,7 @@ class Keys:
                 callers[row["digest"]] = self._caller(dict(row))
         return callers
 
-    async def create(self, new: NewKey) -> tuple[KeyRow, str]:
+    async def create(self, new: NewKey, *, by: Actor) -> tuple[KeyRow, str]:
         """The stored row, and the key itself, this once.
 
         Raises:
@@ -131,10 +139,12 @@ class Keys:
             narrowed=dict(new.narrowed),
             key_metadata=dict(new.metadata),
             disabled=new.disabled,
+            log_content=new.log_content,
         )
         async with self._database.begin() as connection:
             await connection.execute(insert(keys_table).values(_columns(row)))
             await bump(connection, KIND)
+            await record(connection, by, "key.create", row.id, _public(_columns(row)))
         await self.reload()
         return row, secret
 
@@ -159,7 +169,7 @@ class Keys:
             raise KeyNotFound(key_id)
         return _row(dict(values))
 
-    async def update(self, key_id: str, **changes: Any) -> KeyRow:
+    async def update(self, key_id: str, *, by: Actor, **changes: Any) -> KeyRow:
         """
         Args:
             changes: columns of `KeyRow` by name.
@@ -169,24 +179,26 @@ class Keys:
         """
         if "role" in changes:
             self._role(changes["role"])
-        await self._change(key_id, update(keys_table).values(changes) if changes else None)
+        if changes:
+            await self._change(key_id, update(keys_table).values(changes), by, "key.update", _public(changes))
         return await self.get(key_id)
 
-    async def rotate(self, key_id: str) -> tuple[KeyRow, str]:
+    async def rotate(self, key_id: str, *, by: Actor) -> tuple[KeyRow, str]:
         """A new secret for the same id; the old one ends with this call.
 
         Raises:
             KeyNotFound
         """
         secret = _new_secret(key_id.removeprefix("key_"))
-        return await self.update(key_id, digest=digest_of(secret)), secret
+        await self._change(key_id, update(keys_table).values(digest=digest_of(secret)), by, "key.rotate")
+        return await self.get(key_id), secret
 
-    async def delete(self, key_id: str) -> None:
+    async def delete(self, key_id: str, *, by: Actor) -> None:
         """
         Raises:
             KeyNotFound
         """
-        await self._change(key_id, delete(keys_table))
+        await self._change(key_id, delete(keys_table), by, "key.delete")
 
     async def admin_exists(self, admin_role: str) -> bool:
         expires_at = keys_table.c.expires_at
@@ -195,14 +207,21 @@ class Keys:
         async with self._database.connect() as connection:
             return (await connection.execute(query)).first() is not None
 
-    async def _change(self, key_id: str, statement: Any) -> None:
-        if statement is not None:
-            async with self._database.begin() as connection:
-                result = await connection.execute(statement.where(keys_table.c.id == key_id))
-                if result.rowcount == 0:
-                    raise KeyNotFound(key_id)
-                await bump(connection, KIND)
-            await self.reload()
+    async def _change(
+        self, key_id: str, statement: Update | Delete, by: Actor, action: str, details: Mapping[str, Any] | None = None
+    ) -> None:
+        async with self._database.begin() as connection:
+            result = await connection.execute(statement.where(keys_table.c.id == key_id))
+            if result.rowcount == 0:
+                raise KeyNotFound(key_id)
+            await bump(connection, KIND)
+            await record(connection, by, action, key_id, details)
+        await self.reload()
+
+    @property
+    def callers(self) -> Iterable[Caller]:
+        """Of all usable keys."""
+        return self._callers.values()
 
     def _caller(self, row: Mapping[str, Any]) -> Caller:
         return Caller(
@@ -212,6 +231,7 @@ class Keys:
             narrowed=tuple((kind, Allowed(row["narrowed"][kind])) for kind in KINDS if kind in row["narrowed"]),
             own_limits=tuple(LimitSettings.model_validate(limit) for limit in row["limits"]),
             expires_at=row["expires_at"],
+            log_content=row["log_content"],
         )
 
     def _role(self, name: str) -> Role:
@@ -223,6 +243,11 @@ class Keys:
 
 def _new_secret(public: str) -> str:
     return f"sk-{public}-{secrets.token_urlsafe(SECRET_BYTES)}"
+
+
+def _public(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What an audit may say of a key."""
+    return {name: value for name, value in columns.items() if name not in ("id", "digest")}
 
 
 def _columns(row: KeyRow) -> dict[str, Any]:

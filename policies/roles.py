@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
+from itertools import compress
 
 from policies.quotas import Limit, Measure, limits_of
 from policies.settings import LimitSettings, RoleSettings
@@ -14,6 +15,9 @@ ADMIN = RoleSettings(name="admin", collections=["*"], paths=["*"])
 
 DEFAULT = RoleSettings(name="default")
 """What a key without a role gets where the configuration has no role of this name: every model, no documents, no limits."""
+
+ROLE = "role:"
+"""Before a role's name where it holds limits; no key's id begins so."""
 
 KINDS = ("models", "collections", "prompts", "backends", "paths")
 
@@ -55,6 +59,8 @@ class Caller:
     own_limits: tuple[LimitSettings, ...] = ()
     expires_at: int | None = None
     """Unix seconds."""
+    log_content: bool = False
+    """What is asked and answered with this key is kept."""
 
     def may(self, kind: str, name: str) -> bool:
         """`kind`: models, collections, prompts, backends or paths."""
@@ -65,11 +71,31 @@ class Caller:
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
         """Of the role and of the key; all of them hold."""
-        return (
-            *limits_of(self.role.settings.limits, scope=f"{self.key_id}/role"),
-            *limits_of(self.own_limits, scope=self.key_id),
-        )
+        settings = self.role.settings
+        holder = f"{ROLE}{self.role.name}" if settings.shared else self.key_id
+        return (*limits_of(settings.limits, holder=holder), *limits_of(self.own_limits, holder=self.key_id))
+
+    def limits_for(self, model: str) -> tuple[Limit, ...]:
+        """Those that a request for this model counts in. The same object for the same limits."""
+        if not self._of_models:
+            return self.limits
+        applies = tuple(limit.applies_to(model) for limit in self.limits)
+        known = self._selections.get(applies)
+        if known is None:
+            known = self._selections[applies] = tuple(compress(self.limits, applies))
+        return known
+
+    def limits_any(self, *measures: Measure) -> bool:
+        return not self._measures.isdisjoint(measures)
 
     @cached_property
-    def limits_tokens(self) -> bool:
-        return any(limit.measure is Measure.TOKENS for limit in self.limits)
+    def _measures(self) -> frozenset[Measure]:
+        return frozenset(limit.measure for limit in self.limits)
+
+    @cached_property
+    def _of_models(self) -> bool:
+        return any(limit.scope.model is not None for limit in self.limits)
+
+    @cached_property
+    def _selections(self) -> dict[tuple[bool, ...], tuple[Limit, ...]]:
+        return {}

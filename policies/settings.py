@@ -1,53 +1,66 @@
 """What can be set about keys, roles, limits, routes and prompts."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from backends.settings import Name, Seconds, Settings
-
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds_of(span: str) -> float:
-    """`10s`, `5m`, `1h`, `30d` -> seconds, between 10 s and 30 days."""
-    match = re.fullmatch(r"(\d{1,7})([smhd])", span)
-    seconds = int(match[1]) * UNITS_S[match[2]] if match else 0
-    if not 10 <= seconds <= 30 * 86400:
-        raise ValueError("is a time like 10s, 5m, 1h or 30d, between 10s and 30d")
-    return float(seconds)
+from policies.spans import span_of
 
 
 def _checked_span(span: str) -> str:
-    seconds_of(span)
+    span_of(span)
     return span
 
 
 Span = Annotated[str, AfterValidator(_checked_span)]
 Amount = Annotated[int, Field(ge=0, le=10**15)]
+Dollars = Annotated[float, Field(ge=0, le=1_000_000)]
+ModelGlob = Annotated[str, Field(min_length=1, max_length=256)]
+
+MEASURES = ("requests", "tokens", "cost_usd", "compute_s", "concurrent")
 
 
 class LimitSettings(Settings):
-    """One measure: `requests` or `tokens` within a rolling window, or `concurrent` at any moment."""
+    """One measure: `requests`, `tokens`, `cost_usd` or `compute_s` within a window, or `concurrent` at any moment."""
 
     per: Span | None = None
+    """A rolling window (`10s` to `30d`), or the calendar's `hour`, `day`, `week` or `month` in UTC."""
     requests: Amount | None = None
     tokens: Amount | None = None
+    """Of prompts and answers."""
+    cost_usd: Dollars | None = None
+    """By the `price` of the models."""
+    compute_s: Annotated[float, Field(ge=0, le=10**9)] | None = None
+    """Seconds for which local models work on an answer."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
+    model: ModelGlob | None = None
+    """Counts requests for the models that this glob names; all of them where it is not given."""
 
     @model_validator(mode="after")
     def _one_measure(self) -> "LimitSettings":
-        measures = [name for name in ("requests", "tokens", "concurrent") if getattr(self, name) is not None]
+        measures = [name for name in MEASURES if getattr(self, name) is not None]
         if len(measures) != 1:
-            raise ValueError("names exactly one of requests, tokens, concurrent")
+            raise ValueError(f"names exactly one of {', '.join(MEASURES)}")
         if (measures == ["concurrent"]) == (self.per is not None):
-            raise ValueError("requests and tokens need `per`, concurrent has none")
+            raise ValueError("all but concurrent need `per`, concurrent has none")
         return self
 
 
+class PriceSettings(Settings):
+    """In US dollars."""
+
+    input_per_m: Dollars = 0.0
+    """A million tokens of prompts."""
+    output_per_m: Dollars = 0.0
+    """A million tokens of answers."""
+    cached_input_per_m: Dollars | None = None
+    """A million of those tokens of prompts that the upstream says it had cached; `input_per_m` where it is not given."""
+    per_request: Dollars = 0.0
+
+
 class RoleSettings(Settings):
-    """Allow-lists with globs; `*` also matches slashes. The limits hold for each key of the role."""
+    """Allow-lists with globs; `*` also matches slashes."""
 
     name: Name
     models: list[str] = ["*"]
@@ -56,6 +69,9 @@ class RoleSettings(Settings):
     backends: list[str] = ["*"]
     paths: list[str] = ["/v1/*"]
     limits: list[LimitSettings] = []
+    """They hold for each key of the role."""
+    shared: bool = False
+    """They hold for all keys of the role together."""
 
 
 class KeySettings(Settings):
@@ -65,6 +81,8 @@ class KeySettings(Settings):
     key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     key_file: Annotated[str, Field(min_length=1)] | None = None
     role: Name = "default"
+    log_content: bool = False
+    """`on`: what is asked and answered with it is kept in the ledger."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "KeySettings":
@@ -97,6 +115,8 @@ class RouteSettings(Settings):
     """Chat and completions: when nothing has come from the first station for so long, the next one is asked as well, and the first
     answer counts. Both cost; only the answer's own tokens are counted."""
     prompt: str | None = None
+    price: PriceSettings = PriceSettings()
+    """What a request is reckoned to cost, for `cost_usd` and the ledger."""
     default_max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of an answer where the client names no maximum: a local model stops there, for an upstream a quota holds them."""
 

@@ -25,13 +25,14 @@ def command() -> None:
 @config_option
 def create(name: str, role: str, expires_at: int | None, config: Path | None) -> None:
     """Create a key and print it, this once."""
+    from policies.audit import CLI
     from policies.keys import NewKey
 
     loaded = load_or_stop(config)
 
     async def work() -> None:
         async with opened_keys(loaded) as keys:
-            row, secret = await keys.create(NewKey(name, role, expires_at))
+            row, secret = await keys.create(NewKey(name, role, expires_at), by=CLI)
             click.echo(f"{row.id} for '{row.name}' in role '{row.role}'; the key, shown this once:", err=True)
             click.echo(secret)
 
@@ -72,11 +73,13 @@ def _changing(verb: str, words: str, **changes: bool) -> None:
     @click.argument("key_id")
     @config_option
     def change(key_id: str, config: Path | None) -> None:
+        from policies.audit import CLI
+
         loaded = load_or_stop(config)
 
         async def work() -> None:
             async with opened_keys(loaded) as keys:
-                await keys.update(key_id, **changes)
+                await keys.update(key_id, by=CLI, **changes)
                 click.echo(f"{key_id} is {verb}d")
 
         run(work)
@@ -91,11 +94,13 @@ _changing("enable", "Make a disabled key usable again.", disabled=False)
 @config_option
 def rotate(key_id: str, config: Path | None) -> None:
     """Give a key a new secret and print it, this once. The old one ends now."""
+    from policies.audit import CLI
+
     loaded = load_or_stop(config)
 
     async def work() -> None:
         async with opened_keys(loaded) as keys:
-            _, secret = await keys.rotate(key_id)
+            _, secret = await keys.rotate(key_id, by=CLI)
             click.echo(secret)
 
     run(work)
@@ -106,11 +111,13 @@ def rotate(key_id: str, config: Path | None) -> None:
 @config_option
 def delete(key_id: str, config: Path | None) -> None:
     """Remove a key for good."""
+    from policies.audit import CLI
+
     loaded = load_or_stop(config)
 
     async def work() -> None:
         async with opened_keys(loaded) as keys:
-            await keys.delete(key_id)
+            await keys.delete(key_id, by=CLI)
             click.echo(f"{key_id} is deleted")
 
     run(work)

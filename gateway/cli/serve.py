@@ -129,6 +129,7 @@ async def first_admin_key(loaded: Loaded, keys: "Keys") -> str | None:
     """A new key where neither the environment nor the database has one for an administrator."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from policies.audit import START
     from policies.keys import NewKey
     from policies.roles import ADMIN
 
@@ -136,7 +137,7 @@ async def first_admin_key(loaded: Loaded, keys: "Keys") -> str | None:
     try:
         if given or await keys.admin_exists(ADMIN.name):
             return None
-        _, secret = await keys.create(NewKey("admin", ADMIN.name))
+        _, secret = await keys.create(NewKey("admin", ADMIN.name), by=START)
     except SQLAlchemyError as exc:
         reason = getattr(exc, "orig", None) or exc
         click.echo(f"no admin key could be stored ({reason}); the next start tries again", err=True)

@@ -4,7 +4,8 @@ from alembic import context
 from sqlmodel import SQLModel
 
 import policies.generations
-import policies.keys  # noqa: F401
+import policies.keys
+import policies.ledger  # noqa: F401
 import retrieval.catalog
 import retrieval.embedding_cache  # noqa: F401
 

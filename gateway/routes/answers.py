@@ -11,6 +11,7 @@ from backends.wire import Body
 from gateway.exchange import Exchange
 from gateway.routes.hot import announced_bytes
 from gateway.services import Services
+from policies.audit import Actor
 
 T = TypeVar("T")
 
@@ -23,6 +24,12 @@ def services_of(request: Request[Any, Any, Any]) -> Services:
 def exchange_of(request: Request[Any, Any, Any]) -> Exchange:
     exchange: Exchange = request.scope["exchange"]  # type: ignore[typeddict-item]
     return exchange
+
+
+def actor_of(request: Request[Any, Any, Any]) -> Actor:
+    """For the audit."""
+    exchange = exchange_of(request)
+    return Actor(exchange.caller.key_id if exchange.caller is not None else "", exchange.id)
 
 
 async def body_of(request: Request[Any, Any, Any]) -> Body:

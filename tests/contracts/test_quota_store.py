@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policies.errors import QuotaExceeded
-from policies.quotas import Limit, Measure, QuotaStore
+from policies.quotas import Limit, Measure, QuotaStore, Scope
 from policies.quotas_memory import MemoryQuotas
+from policies.spans import SLICES, Rolling
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("make", [MemoryQuotas])]
 
@@ -22,13 +23,22 @@ Make = Callable[["Clock"], QuotaStore]
 REQUESTS, TOKENS, CONCURRENT = Measure.REQUESTS, Measure.TOKENS, Measure.CONCURRENT
 
 INSTANT_S = 1e-6
-SLICES = 60
+
+
+def limit_of(measure: Measure, amount: int, per_s: float | None, scope: str = "key") -> Limit:
+    return Limit(Scope(scope), measure, amount, Rolling(per_s) if per_s else None)
+
+
+def per_s_of(limit: Limit) -> float:
+    assert isinstance(limit.span, Rolling)
+    return limit.span.seconds
+
 
 LIMITS = (
-    Limit("key", REQUESTS, 6, 10.0),
-    Limit("key", TOKENS, 100, 10.0),
-    Limit("key", TOKENS, 150, 60.0),
-    Limit("key", CONCURRENT, 3, None),
+    limit_of(REQUESTS, 6, 10.0),
+    limit_of(TOKENS, 100, 10.0),
+    limit_of(TOKENS, 150, 60.0),
+    limit_of(CONCURRENT, 3, None),
 )
 
 
@@ -41,7 +51,7 @@ class Clock:
 
 
 def tokens(amount: int, per_s: float = 60.0, scope: str = "key") -> Limit:
-    return Limit(scope, TOKENS, amount, per_s)
+    return limit_of(TOKENS, amount, per_s, scope)
 
 
 async def refusal(store: QuotaStore, limits: list[Limit], amounts: dict[Measure, int]) -> QuotaExceeded:
@@ -77,10 +87,10 @@ class Books:
 
     def check(self, now_s: float) -> None:
         for limit in LIMITS:
-            if limit.per_s is None:
+            if limit.span is None:
                 assert len(self.open) <= limit.amount
             else:
-                assert self.admitted(limit.measure, now_s - limit.per_s) <= limit.amount, limit
+                assert self.admitted(limit.measure, now_s - per_s_of(limit)) <= limit.amount, limit
 
 
 RESERVE = st.tuples(st.just("reserve"), st.integers(0, 120))
@@ -104,12 +114,12 @@ async def play(store: QuotaStore, clock: Clock, steps: list[tuple[str, float]]) 
                 books.check(clock.now_s)
         elif oldest is not None and what == "raise":
             with suppress(QuotaExceeded):
-                await store.raise_to(oldest, int(amount))
+                await store.raise_to(oldest, {TOKENS: int(amount)})
                 books.entries[oldest].append([clock.now_s, max(0.0, amount - books.held(oldest))])
                 books.check(clock.now_s)
         elif oldest is not None:
             used = math.floor(books.held(oldest) * amount / 100)
-            store.settle(oldest, used)
+            store.settle(oldest, {TOKENS: used})
             books.settle(oldest, used)
 
 
@@ -132,13 +142,13 @@ async def test_no_real_window_ever_holds_more_than_its_limit_when_holds_are_rais
 
 @pytest.mark.parametrize(
     "full",
-    [Limit("role", REQUESTS, 0, 10.0), tokens(4), Limit("role", TOKENS, 4, 3600.0)],
-    ids=lambda limit: f"{limit.measure}-{limit.per_s}",
+    [limit_of(REQUESTS, 0, 10.0, "role"), tokens(4), limit_of(TOKENS, 4, 3600.0, "role")],
+    ids=lambda limit: f"{limit.measure}-{limit.span}",
 )
 @pytest.mark.parametrize("place", [0, 1, 3])
 async def test_a_refusal_takes_nothing_from_any_limit(make: Make, full: Limit, place: int) -> None:
     store = make(Clock())
-    others = [Limit("key", REQUESTS, 1, 60.0), Limit("key", TOKENS, 5, 10.0), Limit("key", CONCURRENT, 1, None)]
+    others = [limit_of(REQUESTS, 1, 60.0), limit_of(TOKENS, 5, 10.0), limit_of(CONCURRENT, 1, None)]
     amounts = {REQUESTS: 1, TOKENS: 5, CONCURRENT: 1}
     error = await refusal(store, [*others[:place], full, *others[place:]], amounts)
     assert (error.measure, error.limit) == (full.measure, full.amount)
@@ -148,24 +158,24 @@ async def test_a_refusal_takes_nothing_from_any_limit(make: Make, full: Limit, p
 async def test_concurrent_requests_are_counted_until_they_settle(make: Make) -> None:
     clock = Clock()
     store = make(clock)
-    limits = [Limit("key", CONCURRENT, 2, None)]
+    limits = [limit_of(CONCURRENT, 2, None)]
     await store.reserve("a", limits, {CONCURRENT: 1})
     await store.reserve("b", limits, {CONCURRENT: 1})
     clock.now_s += 10_000
     error = await refusal(store, limits, {CONCURRENT: 1})
     assert error.measure == CONCURRENT
     assert error.retry_after_s is not None
-    store.settle("a", 0)
+    store.settle("a", {TOKENS: 0})
     await store.reserve("c", limits, {CONCURRENT: 1})
 
 
 async def test_settling_twice_is_harmless(make: Make) -> None:
     store = make(Clock())
-    limits = [tokens(100), Limit("key", CONCURRENT, 1, None)]
+    limits = [tokens(100), limit_of(CONCURRENT, 1, None)]
     await store.reserve("a", limits, {TOKENS: 50, CONCURRENT: 1})
-    store.settle("a", 40)
-    store.settle("a", 0)
-    store.settle("never seen", 70)
+    store.settle("a", {TOKENS: 40})
+    store.settle("a", {TOKENS: 0})
+    store.settle("never seen", {TOKENS: 70})
     await store.reserve("b", limits, {TOKENS: 10, CONCURRENT: 1})
     standing = store.standing("b")
     assert standing[TOKENS].remaining == 50
@@ -174,7 +184,7 @@ async def test_settling_twice_is_harmless(make: Make) -> None:
 
 async def test_reserving_twice_for_one_request_takes_once(make: Make) -> None:
     store = make(Clock())
-    limits = [Limit("key", REQUESTS, 1, 60.0), tokens(100)]
+    limits = [limit_of(REQUESTS, 1, 60.0), tokens(100)]
     for _ in range(3):
         await store.reserve("a", limits, {REQUESTS: 1, TOKENS: 60})
         standing = store.standing("a")
@@ -187,7 +197,7 @@ async def test_a_debt_is_seen_by_the_next_admission(make: Make) -> None:
     limits = [tokens(100)]
     await store.reserve("a", limits, {TOKENS: 10})
     clock.now_s += 30
-    store.settle("a", 160)
+    store.settle("a", {TOKENS: 160})
     error = await refusal(store, limits, {TOKENS: 1})
     assert error.retry_after_s is not None
     clock.now_s += 61
@@ -200,7 +210,7 @@ async def test_a_debt_of_a_request_longer_than_the_window_is_seen_by_the_next_ad
     limits = [tokens(100, per_s=10.0)]
     await store.reserve("a", limits, {TOKENS: 10})
     clock.now_s += 15
-    store.settle("a", 500)
+    store.settle("a", {TOKENS: 500})
     await refusal(store, limits, {TOKENS: 1})
 
 
@@ -211,7 +221,7 @@ async def test_what_was_held_and_not_used_is_free_again(make: Make) -> None:
     await store.reserve("a", limits, {TOKENS: 100})
     await refusal(store, limits, {TOKENS: 1})
     clock.now_s += 5
-    store.settle("a", 30)
+    store.settle("a", {TOKENS: 30})
     await store.reserve("b", limits, {TOKENS: 70})
     standing = store.standing("b")
     assert standing[TOKENS].remaining == 0
@@ -219,10 +229,10 @@ async def test_what_was_held_and_not_used_is_free_again(make: Make) -> None:
 
 async def test_settling_says_where_the_windows_stand(make: Make) -> None:
     store = make(Clock())
-    await store.reserve("a", [tokens(100), Limit("key", CONCURRENT, 1, None)], {TOKENS: 100, CONCURRENT: 1})
-    standing = store.settle("a", 30)
+    await store.reserve("a", [tokens(100), limit_of(CONCURRENT, 1, None)], {TOKENS: 100, CONCURRENT: 1})
+    standing = store.settle("a", {TOKENS: 30})
     assert {measure: (one.limit, one.remaining) for measure, one in standing.items()} == {TOKENS: (100, 70)}
-    assert store.settle("a", 30) == {}
+    assert store.settle("a", {TOKENS: 30}) == {}
 
 
 async def test_a_refund_after_the_window_has_passed_frees_nothing_of_others(make: Make) -> None:
@@ -232,18 +242,18 @@ async def test_a_refund_after_the_window_has_passed_frees_nothing_of_others(make
     await store.reserve("a", limits, {TOKENS: 100})
     clock.now_s += 62
     await store.reserve("b", limits, {TOKENS: 100})
-    store.settle("a", 0)
+    store.settle("a", {TOKENS: 0})
     await refusal(store, limits, {TOKENS: 1})
 
 
 async def test_a_raise_takes_the_difference_only_and_never_lowers(make: Make) -> None:
     store = make(Clock())
     await store.reserve("a", [tokens(100)], {TOKENS: 30})
-    await store.raise_to("a", 80)
+    await store.raise_to("a", {TOKENS: 80})
     assert store.standing("a")[TOKENS].remaining == 20
-    await store.raise_to("a", 50)
+    await store.raise_to("a", {TOKENS: 50})
     assert store.standing("a")[TOKENS].remaining == 20
-    store.settle("a", 80)
+    store.settle("a", {TOKENS: 80})
     await store.reserve("b", [tokens(100)], {})
     assert store.standing("b")[TOKENS].remaining == 20
 
@@ -256,9 +266,9 @@ async def test_a_refused_raise_leaves_the_hold_as_it_was(make: Make, wanted: int
     await store.reserve("a", limits, {TOKENS: 10})
     if not fits:
         with pytest.raises(QuotaExceeded) as caught:
-            await store.raise_to("a", wanted)
+            await store.raise_to("a", {TOKENS: wanted})
         assert (caught.value.limit, str(wanted) in str(caught.value)) == (100, True)
-    await store.raise_to("a", wanted if fits else 10)
+    await store.raise_to("a", {TOKENS: wanted if fits else 10})
     standing = store.standing("a")
     assert standing[TOKENS].remaining == (0 if fits else 60)
 
@@ -270,14 +280,14 @@ async def test_a_request_that_can_never_fit_has_no_time_to_try_again(make: Make,
     await store.reserve("other", limits, {TOKENS: 100})
     await store.reserve("a", limits, {})
     with pytest.raises(QuotaExceeded) as caught:
-        await (store.raise_to("a", 101) if how == "raise" else store.reserve("b", limits, {TOKENS: 101}))
+        await (store.raise_to("a", {TOKENS: 101}) if how == "raise" else store.reserve("b", limits, {TOKENS: 101}))
     assert caught.value.retry_after_s is None
     assert "larger than the limit" in str(caught.value)
 
 
 async def test_the_limit_that_is_free_last_is_named(make: Make) -> None:
     store = make(Clock())
-    limits = [tokens(10, per_s=3600.0), Limit("key", REQUESTS, 1, 60.0), tokens(10, per_s=10.0)]
+    limits = [tokens(10, per_s=3600.0), limit_of(REQUESTS, 1, 60.0), tokens(10, per_s=10.0)]
     await store.reserve("a", limits, {REQUESTS: 1, TOKENS: 10})
     error = await refusal(store, limits, {REQUESTS: 1, TOKENS: 10})
     assert error.measure == TOKENS
@@ -287,12 +297,11 @@ async def test_the_limit_that_is_free_last_is_named(make: Make) -> None:
 
 def earliest_s(admitted: list[tuple[float, int]], amount: int, limit: Limit) -> float:
     """When an exact window, without slices, would admit `amount`."""
-    assert limit.per_s is not None
     over = sum(used for _, used in admitted) + amount - limit.amount
     for when, used in sorted(admitted):
         over -= used
         if over <= 0:
-            return when + limit.per_s
+            return when + per_s_of(limit)
     raise AssertionError("it never fits")
 
 
@@ -300,13 +309,12 @@ async def wait_is_right(
     store: QuotaStore, clock: Clock, admitted: list[tuple[float, int]], amount: int, limit: Limit
 ) -> None:
     """Where `amount` is refused: not admitted before `retry_after_s`, admitted then, and that is not much too late."""
-    assert limit.per_s is not None
     try:
         await store.reserve("probe", [limit], {TOKENS: amount})
     except QuotaExceeded as error:
         assert error.retry_after_s is not None
         then_s = clock.now_s + error.retry_after_s
-        assert then_s <= earliest_s(admitted, amount, limit) + 2 * limit.per_s / SLICES + INSTANT_S
+        assert then_s <= earliest_s(admitted, amount, limit) + 2 * per_s_of(limit) / SLICES + INSTANT_S
         clock.now_s = max(clock.now_s, then_s - INSTANT_S)
         await refusal(store, [limit], {TOKENS: amount})
         clock.now_s = then_s + INSTANT_S
@@ -349,14 +357,14 @@ async def test_retry_after_is_right_when_holds_begin_with_no_tokens_and_are_rais
     for number, (wait_s, used) in reversed(list(enumerate(past))):
         clock.now_s += wait_s
         with suppress(QuotaExceeded):
-            await store.raise_to(str(number), used)
+            await store.raise_to(str(number), {TOKENS: used})
             admitted.append((clock.now_s, used))
     await wait_is_right(store, clock, admitted, amount, limit)
 
 
 async def test_sixty_four_tasks_share_a_thousand_exactly(make: Make) -> None:
     store = make(Clock())
-    limits = [Limit("key", REQUESTS, 1000, 60.0), Limit("key", CONCURRENT, 64, None)]
+    limits = [limit_of(REQUESTS, 1000, 60.0), limit_of(CONCURRENT, 64, None)]
     admitted, refused = [], []
 
     async def client(name: int) -> None:
@@ -369,7 +377,7 @@ async def test_sixty_four_tasks_share_a_thousand_exactly(make: Make) -> None:
                 continue
             admitted.append(request_id)
             await checkpoint()
-            store.settle(request_id, 0)
+            store.settle(request_id, {TOKENS: 0})
 
     async with anyio.create_task_group() as group:
         for name in range(64):
@@ -391,8 +399,8 @@ async def test_the_tightest_window_of_a_measure_is_shown(make: Make) -> None:
     limits = [
         tokens(1000),
         tokens(50, per_s=3600.0),
-        Limit("key", REQUESTS, 7, 60.0),
-        Limit("key", CONCURRENT, 3, None),
+        limit_of(REQUESTS, 7, 60.0),
+        limit_of(CONCURRENT, 3, None),
     ]
     await store.reserve("a", limits, {TOKENS: 20, REQUESTS: 1, CONCURRENT: 1})
     standing = store.standing("a")
@@ -401,7 +409,7 @@ async def test_the_tightest_window_of_a_measure_is_shown(make: Make) -> None:
     assert 3600 <= standing[TOKENS].reset_s <= 3660
     assert (standing[REQUESTS].limit, standing[REQUESTS].remaining) == (7, 6)
     clock.now_s += standing[TOKENS].reset_s + INSTANT_S
-    store.settle("a", 20)
+    store.settle("a", {TOKENS: 20})
     await store.reserve("b", limits, {})
     assert store.standing("b")[TOKENS] == (50, 50, 0.0)
 
@@ -414,7 +422,7 @@ async def test_two_limits_that_share_a_counter_count_a_request_once(
 ) -> None:
     """A role that says `concurrent: 4` twice, or 4 and 9, admits four."""
     store = make(Clock())
-    limits = [Limit("key", measure, 4, per_s), Limit("key", measure, 9, per_s)]
+    limits = [limit_of(measure, 4, per_s), limit_of(measure, 9, per_s)]
     for number in range(4):
         await store.reserve(str(number), limits, {measure: 1})
     error = await refusal(store, limits, {measure: 1})

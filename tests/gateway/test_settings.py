@@ -91,11 +91,11 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
         (GOOD + "roles: [{name: admin}]\n", "6: roles[0].name: the role 'admin' is built in; choose another name"),
         (
             GOOD + "roles: [{name: r, limits: [{per: 1s, requests: 1}]}]\n",
-            "6: roles[0].limits[0].per: is a time like 10s, 5m, 1h or 30d, between 10s and 30d",
+            "6: roles[0].limits[0].per: is a time like 10s, 5m, 1h or 30d, between 10s and 30d, or one of hour, day, week, month",
         ),
         (
             GOOD + "roles: [{name: r, limits: [{per: 1h, requests: 1, tokens: 1}]}]\n",
-            "6: roles[0].limits[0]: names exactly one of requests, tokens, concurrent",
+            "6: roles[0].limits[0]: names exactly one of requests, tokens, cost_usd, compute_s, concurrent",
         ),
         (
             GOOD + "keys: [{name: k, key_env: NOPE, role: admin}]\n",

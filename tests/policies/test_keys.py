@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from policies.audit import CLI
 from policies.errors import KeyNotFound, KeyUnknown, RoleUnknown
 from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys, NewKey
-from policies.quotas import Limit, Measure
+from policies.quotas import Limit, Measure, Scope
 from policies.roles import ADMIN, Role
 from policies.settings import LimitSettings, RoleSettings
+from policies.spans import Rolling
 
 pytestmark = pytest.mark.anyio
 
@@ -46,13 +48,13 @@ def knows(keys: Keys, secret: str) -> bool:
 async def test_a_created_key_says_who_is_calling(keys: Keys, clock: Clock) -> None:
     limits = (LimitSettings(per="1m", requests=7), LimitSettings(concurrent=2))
     row, secret = await keys.create(
-        NewKey("ci", "team", limits=limits, narrowed={"models": ["gpt-*"]}, metadata={"cost": "42"})
+        NewKey("ci", "team", limits=limits, narrowed={"models": ["gpt-*"]}, metadata={"cost": "42"}), by=CLI
     )
     caller = keys.authenticate(secret)
     assert (caller.key_id, caller.key_name, caller.role.name) == (row.id, "ci", "team")
     assert caller.limits == (
-        Limit(row.id, Measure.REQUESTS, 7, 60.0),
-        Limit(row.id, Measure.CONCURRENT, 2, None),
+        Limit(Scope(row.id), Measure.REQUESTS, 7, Rolling(60.0)),
+        Limit(Scope(row.id), Measure.CONCURRENT, 2, None),
     )
     assert caller.may("models", "gpt-4o")
     assert not caller.may("models", "llama")
@@ -62,7 +64,7 @@ async def test_a_created_key_says_who_is_calling(keys: Keys, clock: Clock) -> No
 
 
 async def test_a_key_carries_its_public_id_and_much_chance(keys: Keys) -> None:
-    made = [await keys.create(NewKey("ci", "team")) for _ in range(3)]
+    made = [await keys.create(NewKey("ci", "team"), by=CLI) for _ in range(3)]
     for row, secret in made:
         start, public, chance = secret.split("-", 2)
         assert (start, f"key_{public}") == ("sk", row.id)
@@ -71,8 +73,8 @@ async def test_a_key_carries_its_public_id_and_much_chance(keys: Keys) -> None:
 
 
 async def test_only_a_digest_of_the_key_is_on_disk(keys: Keys, database: AsyncEngine, database_path: Path) -> None:
-    row, secret = await keys.create(NewKey("ci", "team"))
-    _, rotated = await keys.rotate(row.id)
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
+    _, rotated = await keys.rotate(row.id, by=CLI)
     await database.dispose()
     data = b"".join(path.read_bytes() for path in database_path.parent.glob("chasqui.db*"))
     assert hashlib.sha256(rotated.encode()).hexdigest().encode() in data
@@ -94,32 +96,32 @@ async def test_only_a_digest_of_the_key_is_on_disk(keys: Keys, database: AsyncEn
     ],
 )
 async def test_what_is_not_the_key_is_unknown(keys: Keys, bend: Callable[[str], str]) -> None:
-    _, secret = await keys.create(NewKey("ci", "team"))
+    _, secret = await keys.create(NewKey("ci", "team"), by=CLI)
     assert knows(keys, secret)
     assert not knows(keys, bend(secret))
 
 
 async def test_a_key_ends_at_the_second_it_expires(keys: Keys, clock: Clock) -> None:
-    row, secret = await keys.create(NewKey("ci", "team", expires_at=int(clock.now_s) + 10))
+    row, secret = await keys.create(NewKey("ci", "team", expires_at=int(clock.now_s) + 10), by=CLI)
     clock.now_s += 9.9
     assert knows(keys, secret)
     clock.now_s += 0.1
     assert not knows(keys, secret)
-    await keys.update(row.id, expires_at=None)
+    await keys.update(row.id, expires_at=None, by=CLI)
     assert knows(keys, secret)
 
 
 async def test_a_disabled_key_is_refused_at_once_and_comes_back(keys: Keys) -> None:
-    row, secret = await keys.create(NewKey("ci", "team"))
-    assert (await keys.update(row.id, disabled=True)).disabled
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
+    assert (await keys.update(row.id, disabled=True, by=CLI)).disabled
     assert not knows(keys, secret)
-    await keys.update(row.id, disabled=False)
+    await keys.update(row.id, disabled=False, by=CLI)
     assert knows(keys, secret)
 
 
 async def test_rotating_ends_the_old_secret_and_keeps_everything_else(keys: Keys) -> None:
-    row, old = await keys.create(NewKey("ci", "team", metadata={"a": "b"}))
-    rotated, new = await keys.rotate(row.id)
+    row, old = await keys.create(NewKey("ci", "team", metadata={"a": "b"}), by=CLI)
+    rotated, new = await keys.rotate(row.id, by=CLI)
     assert not knows(keys, old)
     assert keys.authenticate(new).key_id == row.id
     assert rotated.model_dump(exclude={"digest"}) == row.model_dump(exclude={"digest"})
@@ -127,14 +129,14 @@ async def test_rotating_ends_the_old_secret_and_keeps_everything_else(keys: Keys
 
 
 async def test_a_rotated_key_that_is_disabled_stays_disabled(keys: Keys) -> None:
-    row, _ = await keys.create(NewKey("ci", "team"))
-    await keys.update(row.id, disabled=True)
-    assert not knows(keys, (await keys.rotate(row.id))[1])
+    row, _ = await keys.create(NewKey("ci", "team"), by=CLI)
+    await keys.update(row.id, disabled=True, by=CLI)
+    assert not knows(keys, (await keys.rotate(row.id, by=CLI))[1])
 
 
 async def test_a_deleted_key_is_gone(keys: Keys) -> None:
-    row, secret = await keys.create(NewKey("ci", "team"))
-    await keys.delete(row.id)
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
+    await keys.delete(row.id, by=CLI)
     assert not knows(keys, secret)
     assert await keys.list(limit=10) == []
 
@@ -143,10 +145,10 @@ async def test_a_deleted_key_is_gone(keys: Keys) -> None:
     "call",
     [
         lambda keys: keys.get("key_nobody"),
-        lambda keys: keys.update("key_nobody", disabled=True),
-        lambda keys: keys.update("key_nobody"),
-        lambda keys: keys.rotate("key_nobody"),
-        lambda keys: keys.delete("key_nobody"),
+        lambda keys: keys.update("key_nobody", disabled=True, by=CLI),
+        lambda keys: keys.update("key_nobody", by=CLI),
+        lambda keys: keys.rotate("key_nobody", by=CLI),
+        lambda keys: keys.delete("key_nobody", by=CLI),
         lambda keys: keys.list(limit=5, after="key_nobody"),
     ],
     ids=["get", "update", "update nothing", "rotate", "delete", "list after"],
@@ -158,21 +160,23 @@ async def test_a_key_that_does_not_exist_is_said_to_be_missing(keys: Keys, call:
 
 async def test_a_role_that_does_not_exist_is_refused_and_nothing_is_written(keys: Keys) -> None:
     with pytest.raises(RoleUnknown, match="'boss'.*admin, default, team"):
-        await keys.create(NewKey("ci", "boss"))
+        await keys.create(NewKey("ci", "boss"), by=CLI)
     assert await keys.list(limit=10) == []
-    row, secret = await keys.create(NewKey("ci", "team"))
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
     with pytest.raises(RoleUnknown):
-        await keys.update(row.id, role="boss", disabled=True)
+        await keys.update(row.id, role="boss", disabled=True, by=CLI)
     assert knows(keys, secret)
 
 
 async def test_updates_are_in_force_with_the_call(keys: Keys) -> None:
-    row, secret = await keys.create(NewKey("ci", "team"))
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
     limits = [{"per": "1h", "tokens": 9}]
-    changed = await keys.update(row.id, role="default", name="cd", limits=limits, narrowed={"paths": ["/v1/models"]})
+    changed = await keys.update(
+        row.id, role="default", name="cd", limits=limits, narrowed={"paths": ["/v1/models"]}, by=CLI
+    )
     caller = keys.authenticate(secret)
     assert (changed.name, caller.key_name, caller.role.name) == ("cd", "cd", "default")
-    assert caller.limits == (Limit(row.id, Measure.TOKENS, 9, 3600.0),)
+    assert caller.limits == (Limit(Scope(row.id), Measure.TOKENS, 9, Rolling(3600.0)),)
     assert caller.may("paths", "/v1/models")
     assert not caller.may("paths", "/v1/embeddings")
 
@@ -181,7 +185,7 @@ async def test_keys_are_listed_newest_first_page_by_page(keys: Keys, clock: Cloc
     """Three at the same second between two others: a page may end among them."""
     for name, wait_s in (("a", 1), ("b", 1), ("c", 0), ("d", 0), ("e", 1)):
         clock.now_s += wait_s
-        await keys.create(NewKey(name, "team"))
+        await keys.create(NewKey(name, "team"), by=CLI)
     whole = await keys.list(limit=10)
     assert [row.name for row in (whole[0], whole[-1])] == ["e", "a"]
     assert {row.name for row in whole[1:4]} == {"b", "c", "d"}
@@ -196,8 +200,8 @@ async def test_keys_are_listed_newest_first_page_by_page(keys: Keys, clock: Cloc
 async def test_a_role_that_left_the_configuration_takes_its_keys_with_it(
     keys: Keys, database: AsyncEngine, clock: Clock
 ) -> None:
-    row, secret = await keys.create(NewKey("ci", "team"))
-    _, other = await keys.create(NewKey("cd", "default"))
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
+    _, other = await keys.create(NewKey("cd", "default"), by=CLI)
     later = Keys(database, {"default": ROLES["default"]}, clock=clock)
     await later.reload()
     assert not knows(later, secret)
@@ -213,18 +217,18 @@ async def test_another_process_sees_each_change_after_its_next_poll(
 ) -> None:
     other, watcher = Keys(database, ROLES, clock=clock), Watcher(database)
     watcher.on_change(KIND, other.reload)
-    row, secret = await keys.create(NewKey("ci", "team"))
+    row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
     assert not knows(other, secret)
     await watcher.poll()
     assert knows(other, secret)
-    await keys.update(row.id, disabled=True)
+    await keys.update(row.id, disabled=True, by=CLI)
     await watcher.poll()
     assert not knows(other, secret)
-    await keys.update(row.id, disabled=False)
-    _, rotated = await keys.rotate(row.id)
+    await keys.update(row.id, disabled=False, by=CLI)
+    _, rotated = await keys.rotate(row.id, by=CLI)
     await watcher.poll()
     assert (knows(other, secret), knows(other, rotated)) == (False, True)
-    await keys.delete(row.id)
+    await keys.delete(row.id, by=CLI)
     await watcher.poll()
     assert not knows(other, rotated)
 
@@ -234,7 +238,7 @@ async def test_a_key_from_the_environment_works_is_never_stored_and_survives_a_r
 ) -> None:
     keys = Keys(database, ROLES, clock=clock, given=[GivenKey("root", "admin", "sk-from-the-environment")])
     assert keys.authenticate("sk-from-the-environment").key_id == "env:root"
-    await keys.create(NewKey("ci", "team"))
+    await keys.create(NewKey("ci", "team"), by=CLI)
     await keys.reload()
     assert keys.authenticate("sk-from-the-environment").role.name == "admin"
     assert [row.name for row in await keys.list(limit=10)] == ["ci"]
@@ -249,16 +253,16 @@ async def test_a_given_key_with_an_unknown_role_is_refused(database: AsyncEngine
 
 
 async def test_an_admin_exists_while_a_usable_key_has_the_role(keys: Keys) -> None:
-    await keys.create(NewKey("ci", "team"))
+    await keys.create(NewKey("ci", "team"), by=CLI)
     assert not await keys.admin_exists("admin")
-    row, _ = await keys.create(NewKey("root", "admin"))
+    row, _ = await keys.create(NewKey("root", "admin"), by=CLI)
     assert await keys.admin_exists("admin")
-    await keys.update(row.id, disabled=True)
+    await keys.update(row.id, disabled=True, by=CLI)
     assert not await keys.admin_exists("admin")
 
 
 async def test_an_expired_key_is_no_admin(keys: Keys, clock: Clock) -> None:
-    await keys.create(NewKey("root", "admin", expires_at=int(clock.now_s) + 10))
+    await keys.create(NewKey("root", "admin", expires_at=int(clock.now_s) + 10), by=CLI)
     assert await keys.admin_exists("admin")
     clock.now_s += 11
     assert not await keys.admin_exists("admin")

@@ -2,25 +2,27 @@
 
 import pytest
 
-from policies.quotas import Limit, Measure
-from policies.quotas_memory import SLICES, MemoryQuotas, Window
+from policies.quotas import Limit, Measure, Scope
+from policies.quotas_memory import MemoryQuotas
+from policies.spans import SLICES, Rolling
+from policies.windows import Window
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_open_holds_go_when_they_are_settled() -> None:
     quotas = MemoryQuotas(lambda: 0.0)
-    limits = [Limit("key", Measure.TOKENS, 100, 60.0)]
+    limits = [Limit(Scope("key"), Measure.TOKENS, 100, Rolling(60.0))]
     for name in ("a", "b", "a"):
         await quotas.reserve(name, limits, {Measure.TOKENS: 10})
     assert quotas.open_holds == 2
-    quotas.settle("a", 10)
-    quotas.settle("a", 10)
+    quotas.settle("a", {Measure.TOKENS: 10})
+    quotas.settle("a", {Measure.TOKENS: 10})
     assert quotas.open_holds == 1
 
 
 async def test_a_window_keeps_no_more_slices_than_it_needs() -> None:
-    window = Window(60.0)
+    window = Window(Rolling(60.0))
     for second in range(1000):
         window.used(float(second))
         window.add(window.slice_at(float(second)), 1)
@@ -29,6 +31,6 @@ async def test_a_window_keeps_no_more_slices_than_it_needs() -> None:
 
 
 async def test_a_partly_expired_slice_counts_in_full() -> None:
-    window = Window(60.0)
+    window = Window(Rolling(60.0))
     window.add(window.slice_at(0.9), 5)
     assert [window.used(now_s) for now_s in (60.0, 60.95, 61.0)] == [5, 5, 0]

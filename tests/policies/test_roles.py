@@ -1,8 +1,9 @@
 import pytest
 
-from policies.quotas import Limit, Measure
+from policies.quotas import Limit, Measure, Scope
 from policies.roles import ADMIN, KINDS, Allowed, Caller, Role
 from policies.settings import LimitSettings, RoleSettings
+from policies.spans import Rolling
 
 
 @pytest.mark.parametrize(
@@ -63,12 +64,33 @@ def test_only_the_admin_role_reaches_the_admin_paths_by_itself() -> None:
     assert not caller(RoleSettings(name="default")).may("paths", "/admin/keys")
 
 
-def test_limits_of_role_and_key_all_hold_and_do_not_share_a_counter() -> None:
+def test_limits_of_role_and_key_all_hold_and_keys_do_not_share_a_counter() -> None:
     role = RoleSettings(name="dev", limits=[LimitSettings(per="1m", requests=5)])
     one = Caller("key_1", "ci", Role(role), own_limits=(LimitSettings(per="1m", requests=2),))
     other = Caller("key_2", "ci", Role(role))
     assert one.limits == (
-        Limit("key_1/role", Measure.REQUESTS, 5, 60.0),
-        Limit("key_1", Measure.REQUESTS, 2, 60.0),
+        Limit(Scope("key_1"), Measure.REQUESTS, 5, Rolling(60.0)),
+        Limit(Scope("key_1"), Measure.REQUESTS, 2, Rolling(60.0)),
     )
     assert not {limit.scope for limit in one.limits} & {limit.scope for limit in other.limits}
+
+
+def test_a_shared_role_pools_the_limits_of_its_keys_and_leaves_their_own_alone() -> None:
+    role = RoleSettings(name="dev", shared=True, limits=[LimitSettings(per="1m", requests=5)])
+    one = Caller("key_1", "ci", Role(role), own_limits=(LimitSettings(per="1m", requests=2),))
+    other = Caller("key_2", "ci", Role(role))
+    assert one.limits == (
+        Limit(Scope("role:dev"), Measure.REQUESTS, 5, Rolling(60.0)),
+        Limit(Scope("key_1"), Measure.REQUESTS, 2, Rolling(60.0)),
+    )
+    assert other.limits == one.limits[:1]
+
+
+def test_a_limit_of_a_model_counts_requests_for_that_model_only() -> None:
+    limits = (LimitSettings(per="1m", requests=5), LimitSettings(per="1m", requests=2, model="gpt-4*"))
+    one = Caller("key_1", "ci", Role(RoleSettings(name="dev")), own_limits=limits)
+    assert [limit.amount for limit in one.limits_for("gpt-4o")] == [5, 2]
+    assert [limit.amount for limit in one.limits_for("llama")] == [5]
+    assert one.limits_for("llama") is one.limits_for("other")
+    assert one.limits_any(Measure.REQUESTS)
+    assert not one.limits_any(Measure.TOKENS, Measure.COST)

@@ -1,6 +1,6 @@
 """/admin/keys: create, list, read, change, rotate, remove. The secret is shown once, by create and rotate."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Request, delete, get, patch, post
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from backends.errors import InvalidRequest
 from gateway.auth import needs_key
-from gateway.routes.answers import read_as, services_of
+from gateway.routes.answers import actor_of, read_as, services_of
 from policies.keys import KeyRow, NewKey
 from policies.roles import KINDS
 from policies.settings import LimitSettings
@@ -36,11 +36,13 @@ class KeyFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     expires_at: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_S)] | msgspec.UnsetType | None = msgspec.UNSET
     metadata: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
+    log_content: bool | Literal["on", "off"] | msgspec.UnsetType = msgspec.UNSET
+    """`on`: what is asked and answered with it is kept in the ledger."""
 
 
 @post("/admin/keys", guards=[needs_key], status_code=201, tags=["Administration"], summary="Create a key")
 async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """`{name, role?, limits?, models?, collections?, prompts?, paths?, expires_at?, metadata?, disabled?}`; `key` is shown this once."""
+    """`key` is shown this once."""
     fields = await read_as(request, KeyFields)
     if fields.name is msgspec.UNSET:
         raise InvalidRequest("Missing required parameter: 'name'.", param="name", code="missing_required_parameter")
@@ -52,8 +54,9 @@ async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
         narrowed=_narrowed(fields),
         metadata=metadata_of(fields),
         disabled=fields.disabled is True,
+        log_content=fields.log_content in (True, "on"),
     )
-    row, secret = await services_of(request).keys.create(new)
+    row, secret = await services_of(request).keys.create(new, by=actor_of(request))
     return key_object(row) | {"key": secret}
 
 
@@ -86,6 +89,8 @@ async def change_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> 
     for name in ("name", "role", "expires_at", "disabled"):
         if (value := getattr(fields, name)) is not msgspec.UNSET:
             changes[name] = value
+    if fields.log_content is not msgspec.UNSET:
+        changes["log_content"] = fields.log_content in (True, "on")
     if fields.limits is not msgspec.UNSET:
         changes["limits"] = [limit.model_dump(exclude_none=True) for limit in limits_of(fields)]
     if fields.metadata is not msgspec.UNSET:
@@ -94,7 +99,7 @@ async def change_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> 
     if (narrowed := _narrowed(fields)) or cleared:
         before = (await keys.get(key_id)).narrowed
         changes["narrowed"] = {kind: globs for kind, globs in (before | narrowed).items() if kind not in cleared}
-    return key_object(await keys.update(key_id, **changes))
+    return key_object(await keys.update(key_id, by=actor_of(request), **changes))
 
 
 @post(
@@ -106,7 +111,7 @@ async def change_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> 
 )
 async def rotate_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     """The old secret ends now."""
-    row, secret = await services_of(request).keys.rotate(key_id)
+    row, secret = await services_of(request).keys.rotate(key_id, by=actor_of(request))
     return key_object(row) | {"key": secret}
 
 
@@ -114,7 +119,7 @@ async def rotate_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> 
     "/admin/keys/{key_id:str}", guards=[needs_key], status_code=200, tags=["Administration"], summary="Remove a key"
 )
 async def delete_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
-    await services_of(request).keys.delete(key_id)
+    await services_of(request).keys.delete(key_id, by=actor_of(request))
     return {"id": key_id, "object": "key.deleted", "deleted": True}
 
 
@@ -131,6 +136,7 @@ def key_object(row: KeyRow) -> dict[str, Any]:
         "limits": row.limits,
         **{kind: row.narrowed.get(kind) for kind in ("models", "collections", "prompts", "paths")},
         "metadata": row.key_metadata,
+        "log_content": "on" if row.log_content else "off",
     }
 
 

@@ -1,0 +1,211 @@
+"""From the journal's files into the ledger: once each, whatever dies or does not answer in between."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.journal import Content, Journal, encode
+from gateway.ledger_writer import UNREADABLE, LedgerWriter
+from gateway.settings_schema import LedgerSettings
+from policies.errors import QuotaStoreDown
+from policies.ledger import Ledger, requests
+from policies.quotas import Measure, Scope
+from tests.gateway.test_journal import begin, end
+
+pytestmark = pytest.mark.anyio
+
+NOW_S = 1_760_000_000.0
+NOW_MS = int(NOW_S) * 1000
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    journal = Journal(tmp_path / "journal")
+    journal.open()
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+async def writer(journal: Journal, database: AsyncEngine) -> AsyncIterator[LedgerWriter]:
+    writer = LedgerWriter(journal, Ledger(database), LedgerSettings(), clock=lambda: NOW_S)
+    yield writer
+    writer.close()
+
+
+async def rows(database: AsyncEngine) -> dict[str, str]:
+    """Request -> outcome."""
+    async with database.connect() as connection:
+        return {row.id: row.outcome for row in await connection.execute(select(requests.c.id, requests.c.outcome))}
+
+
+def files(journal: Journal) -> list[str]:
+    return sorted(path.name for path in journal.folder.glob("*.log"))
+
+
+async def test_what_has_ended_is_in_the_ledger_and_what_has_not_is_not(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    journal.begin(begin(1))
+    journal.end(end(1), Content("req_1", "asked", "answered"))
+    journal.begin(begin(2))
+    await writer.catch_up()
+    assert await rows(database) == {"req_1": "complete"}
+    assert writer.backlog_bytes == 0
+    journal.end(end(2))
+    assert writer.backlog_bytes > 0
+    await writer.catch_up()
+    assert set(await rows(database)) == {"req_1", "req_2"}
+
+
+async def test_a_line_that_is_only_half_there_is_read_when_it_is_whole(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    line = encode(end(1))
+    path = journal.files[-1]
+    with path.open("ab", buffering=0) as file:
+        file.write(line[:50])
+        await writer.catch_up()
+        assert await rows(database) == {}
+        file.write(line[50:])
+        await writer.catch_up()
+    assert set(await rows(database)) == {"req_1"}
+
+
+async def test_a_file_goes_when_it_is_whole_and_all_its_requests_have_ended(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    journal.begin(begin(1))
+    journal.close()
+    journal.begin(begin(2))
+    first, second = journal.files
+    await writer.catch_up()
+    assert files(journal) == sorted([first.name, second.name])
+    journal.end(end(1))  # in the second file
+    await writer.catch_up()
+    assert files(journal) == [second.name]
+    journal.close()
+    await writer.catch_up()
+    assert files(journal) == [second.name]
+    journal.end(end(2))
+    journal.close()
+    await writer.catch_up()
+    assert files(journal) == []
+
+
+async def test_what_a_dead_process_left_is_settled_and_its_files_go(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    dead = Journal(journal.folder)
+    dead.begin(begin(1))
+    dead.begin(begin(2))
+    dead.close()
+    dead.begin(begin(3, at=NOW_MS))
+    dead.end(end(1))
+    dead.close()
+    with dead.files[0].open("ab") as file:
+        file.write(encode(end(2))[:-9])  # torn: the client never got its last byte
+    await writer.adopt()
+    assert await rows(database) == {"req_1": "complete", "req_2": "crashed", "req_3": "crashed"}
+    assert files(journal) == [journal.files[0].name]
+    used = await Ledger(database).used(Scope("key_1"), Measure.TOKENS, since_s=NOW_S - 60, now_s=NOW_S)
+    assert [amount for _, amount in used] == [100]
+    async with database.connect() as connection:
+        row = (await connection.execute(select(requests).where(requests.c.id == "req_3"))).mappings().one()
+    assert (row["status"], row["prompt_tokens"], row["completion_tokens"], row["cost"], row["admitted"]) == (
+        0,
+        20,
+        80,
+        7,
+        1,
+    )
+
+
+async def test_a_living_process_keeps_its_files(journal: Journal, writer: LedgerWriter, database: AsyncEngine) -> None:
+    living = Journal(journal.folder)
+    living.begin(begin(1))
+    await writer.adopt()
+    assert await rows(database) == {}
+    assert living.files[0].exists()
+    living.close()
+
+
+async def test_a_file_that_was_read_before_a_crash_counts_once(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    dead = Journal(journal.folder)
+    dead.begin(begin(1))
+    dead.end(end(1))
+    dead.close()
+    kept = dead.files[0].read_bytes()
+    await writer.adopt()
+    (journal.folder / "again.log").write_bytes(kept)
+    await writer.adopt()
+    assert await rows(database) == {"req_1": "complete"}
+    used = await Ledger(database).used(Scope("key_1"), Measure.REQUESTS, since_s=0.0, now_s=NOW_S)
+    assert [amount for _, amount in used] == [1]
+
+
+async def test_while_the_database_fails_the_files_wait_and_nothing_is_lost(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text("ALTER TABLE requests RENAME TO hidden"))
+    for number in range(1, 4):
+        journal.begin(begin(number))
+        journal.end(end(number, at=NOW_MS))
+        journal.close()
+        await writer.attempt(adopt=True)
+    assert writer.failing
+    assert len(files(journal)) == 3
+    with pytest.raises(QuotaStoreDown):
+        await writer.used(Scope("key_1"), Measure.REQUESTS, since_s=0.0)
+    async with database.begin() as connection:
+        await connection.execute(text("ALTER TABLE hidden RENAME TO requests"))
+    await writer.attempt(adopt=True)
+    assert not writer.failing
+    assert set(await rows(database)) == {"req_1", "req_2", "req_3"}
+    assert files(journal) == []
+
+
+async def test_a_line_that_the_database_refuses_does_not_keep_the_others_out(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    for number in range(1, 8):
+        journal.end(end(number, **({"outcome": None} if number == 5 else {})))
+    await writer.catch_up()
+    assert set(await rows(database)) == {f"req_{number}" for number in (1, 2, 3, 4, 6, 7)}
+    assert b'"req_5"' in (journal.folder / UNREADABLE).read_bytes()
+
+
+async def test_a_history_is_asked_for_with_the_journal_read_first(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    journal.end(end(1, at=NOW_MS))
+    used = await writer.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60)
+    assert [amount for _, amount in used] == [1]
+
+
+async def test_a_megabyte_in_one_line_is_read(journal: Journal, writer: LedgerWriter, database: AsyncEngine) -> None:
+    journal.end(end(1), Content("req_1", "x" * 700_000, "y" * 400_000))
+    journal.end(end(2))
+    await writer.catch_up()
+    assert set(await rows(database)) == {"req_1", "req_2"}
+
+
+async def test_old_rows_go_by_the_settings(journal: Journal, database: AsyncEngine) -> None:
+    writer = LedgerWriter(journal, Ledger(database), LedgerSettings(retention_days=1), clock=lambda: NOW_S)
+    journal.end(end(1, at=NOW_MS - 2 * 86_400_000))
+    journal.end(end(2, at=NOW_MS))
+    await writer.attempt(adopt=False)
+    assert set(await rows(database)) == {"req_2"}
+    writer.close()
+
+
+async def test_what_cannot_be_read_is_no_reason_to_stop(journal: Journal, writer: LedgerWriter) -> None:
+    (journal.folder / "folder.log").mkdir()
+    await writer.attempt(adopt=True)
+    assert not writer.failing
