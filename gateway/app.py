@@ -40,6 +40,7 @@ from gateway.routes.models import get_model, list_models
 from gateway.schema_page import SchemaPage
 from gateway.services import House, Services
 from gateway.settings import Loaded
+from gateway.settings_schema import QuotaSettings
 from gateway.settings_secrets import key_name
 from gateway.targets import Targets
 from gateway.telemetry import Telemetry
@@ -49,6 +50,8 @@ from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys
 from policies.ledger import Ledger
 from policies.prompts import load_prompts
+from policies.quotas import History, QuotaStore
+from policies.quotas_guard import GuardedQuotas
 from policies.quotas_memory import MemoryQuotas
 from policies.roles import ADMIN, all_roles
 from retrieval.catalog import Catalog
@@ -121,7 +124,7 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
         database=database,
         fleet=Fleet(on_restart=metrics.worker_restarted),
         watcher=Watcher(database),
-        quotas=MemoryQuotas(clock, writer),
+        quotas=build_quotas(loaded.settings.limits, clock, writer, metrics),
         journal=journal,
         ledger=ledger,
         writer=writer,
@@ -130,6 +133,24 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
         metrics=metrics,
         connect=connect,
     )
+
+
+def build_quotas(
+    settings: QuotaSettings, clock: Callable[[], float], history: History, metrics: Metrics
+) -> GuardedQuotas:
+    store: QuotaStore = MemoryQuotas(clock, history)
+    if settings.store != "memory":
+        from policies.quotas_redis import RedisQuotas, client_of  # the client's import takes a while
+
+        store = RedisQuotas(
+            client_of(settings.store, timeout_s=settings.timeout_s),
+            history,
+            timeout_s=settings.timeout_s,
+            now=clock,
+            elapsed=time.monotonic,
+        )
+    fallback = MemoryQuotas(clock) if settings.on_store_down == "allow" else None
+    return GuardedQuotas(store, fallback, counted=metrics.store_down)
 
 
 def build_services(loaded: Loaded, house: House, previous: Services | None = None) -> Services:

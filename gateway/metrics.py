@@ -52,6 +52,9 @@ class Metrics:
         self._compute = counter("chasqui_compute_seconds", "Work of this machine's engines on requests.", "model")
         self._held = counter("chasqui_quota_tokens", "Tokens held before the work, and used in the end.", "state")
         self._refused = counter("chasqui_quota_refusals", "Requests over a limit.", "measure")
+        self._store_down = counter(
+            "chasqui_quota_store_down", "Requests that met a store of limits that did not answer.", "decision"
+        )
         self._cache = counter("chasqui_embedding_cache_items", "Inputs of embedding requests.", "result")
         self._restarts = counter("chasqui_worker_restarts", "Workers started again after a death.", "backend")
         self._reloads = counter("chasqui_config_reloads", "Changed configurations.", "result")
@@ -111,6 +114,9 @@ class Metrics:
 
     def refused(self, measure: Measure) -> None:
         self._refused.add((measure.value,))
+
+    def store_down(self, decision: str) -> None:
+        self._store_down.add((decision,))
 
     def first_byte(self, *, operation: str, model: str, stream: bool, seconds: float, overhead_s: float) -> None:
         if stream:

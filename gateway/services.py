@@ -21,7 +21,7 @@ from policies.audit import Audit
 from policies.generations import Watcher
 from policies.keys import Keys
 from policies.ledger import Ledger
-from policies.quotas import QuotaStore
+from policies.quotas_guard import GuardedQuotas
 from policies.roles import Role
 from retrieval.embedding_cache import EmbeddingCache
 from retrieval.ingestion import Ingestion
@@ -35,7 +35,7 @@ class House:
     database: AsyncEngine
     fleet: Fleet
     watcher: Watcher
-    quotas: QuotaStore
+    quotas: GuardedQuotas
     journal: Journal
     ledger: Ledger
     writer: LedgerWriter

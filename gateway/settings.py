@@ -37,7 +37,7 @@ class ConfigInvalid(Exception):
 
 
 NOT_BUILT_YET = frozenset(
-    "admin slots ram_disk on_store_down metrics stages "
+    "admin slots ram_disk metrics stages "
     "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention "
     "max_loaded tools truncate sharing_scope rerank".split()
 )

@@ -27,7 +27,15 @@ class StoreSettings(Settings):
 
 
 class QuotaSettings(Settings):
-    store: Literal["memory"] = "memory"
+    """Where limits are counted."""
+
+    store: Annotated[str, Field(pattern=r"^(memory|(redis|rediss|unix)://\S+)$")] = "memory"
+    """`memory`: in this process; or Redis, for any number of gateways: `redis://:${REDIS_PASSWORD}@host:6379/0`."""
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Of one step in Redis; no request waits longer for it."""
+    on_store_down: Literal["deny", "allow"] = "deny"
+    """When Redis does not answer (or, with `memory`, the database does not say what was used before): `deny` answers 503 to requests
+    that have limits; `allow` counts them in this process from zero, and tells the store when it is back."""
 
 
 class LedgerSettings(Settings):

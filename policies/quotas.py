@@ -109,6 +109,10 @@ class QuotaStore(Protocol):
         """
         ...
 
+    def charge(self, request_id: str, limits: Sequence[Limit], used: Amounts) -> None:
+        """Count what was used without having been reserved here, as soon as it can be. Never fails, never waits."""
+        ...
+
     async def look(self, limits: Sequence[Limit]) -> list[Used]:
         """How full the windows of these limits are.
 

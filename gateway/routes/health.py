@@ -22,7 +22,7 @@ async def health() -> dict[str, str]:
     "/health/ready", http_method=[HttpMethod.GET, HttpMethod.HEAD], tags=["Operation"], summary="Requests can be served"
 )
 async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
-    """503 only when the store fails; a backend or a collection that is not there makes it `degraded`."""
+    """503 only when a store fails; a backend or a collection that is not there makes it `degraded`."""
     services = services_of(request)
     store = "ok"
     try:
@@ -32,12 +32,16 @@ async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
         store = "failed"
     if services.house.journal.failing:
         store = "failed"
+    limits = "failed" if services.house.quotas.failing else "ok"
     backends = {name: backend.status() for name, backend in services.backends.items()}
     collections = {name: searcher.state for name, searcher in services.searchers.items()}
-    degraded = "failed" in backends.values() or any(not searcher.ready for searcher in services.searchers.values())
-    status = "unavailable" if store == "failed" else "degraded" if degraded else "ready"
-    body = {"status": status, "store": store, "backends": backends, "collections": collections}
-    return Response(body, status_code=503 if store == "failed" else 200)
+    degraded = "failed" in (*backends.values(), limits) or any(
+        not searcher.ready for searcher in services.searchers.values()
+    )
+    unavailable = store == "failed" or (limits == "failed" and not services.house.quotas.goes_on_alone)
+    status = "unavailable" if unavailable else "degraded" if degraded else "ready"
+    body = {"status": status, "store": store, "limits": limits, "backends": backends, "collections": collections}
+    return Response(body, status_code=503 if unavailable else 200)
 
 
 @get("/metrics", tags=["Operation"], summary="Prometheus", media_type="text/plain; version=0.0.4; charset=utf-8")

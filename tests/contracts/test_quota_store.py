@@ -1,26 +1,32 @@
 """One suite for every store of quotas: what an admission promises, whoever keeps the numbers."""
 
 import math
-from collections.abc import Callable
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
-from policies.errors import QuotaExceeded
-from policies.quotas import Limit, Measure, QuotaStore, Scope
+from policies.errors import QuotaExceeded, QuotaStoreDown
+from policies.quotas import History, Limit, Measure, NoHistory, QuotaStore, Scope, Standings
 from policies.quotas_memory import MemoryQuotas
-from policies.spans import SLICES, Rolling
+from policies.quotas_redis import RedisQuotas
+from policies.spans import SLICES, Calendar, Rolling
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("make", [MemoryQuotas])]
+pytestmark = pytest.mark.anyio
 
-Make = Callable[["Clock"], QuotaStore]
+Make = Callable[..., QuotaStore]
 
 REQUESTS, TOKENS, CONCURRENT = Measure.REQUESTS, Measure.TOKENS, Measure.CONCURRENT
+COST, COMPUTE = Measure.COST, Measure.COMPUTE
 
 INSTANT_S = 1e-6
 
@@ -40,6 +46,42 @@ LIMITS = (
     limit_of(TOKENS, 150, 60.0),
     limit_of(CONCURRENT, 3, None),
 )
+
+
+STORES = ("memory", "redis")
+
+
+@pytest.fixture(params=STORES)
+async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
+    if request.param == "memory":
+        yield MemoryQuotas
+        return
+    client = Redis(unix_socket_path=request.getfixturevalue("redis_server").socket_file)
+    made: list[RedisQuotas] = []
+
+    def make(clock: "Clock", history: History | None = None) -> RedisQuotas:
+        prefix = f"{{{secrets.token_hex(8)}}}:"
+        shared = {"timeout_s": 10.0, "now": clock, "elapsed": time.monotonic, "clock": clock, "prefix": prefix}
+        made.append(RedisQuotas(client, history or NoHistory(), **shared))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for store in made:
+        await store.aclose()
+    await client.aclose()
+
+
+async def settle(store: QuotaStore, request_id: str, used: dict[Measure, int]) -> Standings:
+    """Settled, and in force."""
+    standings = store.settle(request_id, used)
+    await store.drain()
+    return standings
+
+
+async def keep_alive(store: QuotaStore) -> None:
+    """What a living process does by itself, every third of a lease."""
+    if isinstance(store, RedisQuotas):
+        await store.renew()
 
 
 class Clock:
@@ -106,6 +148,7 @@ async def play(store: QuotaStore, clock: Clock, steps: list[tuple[str, float]]) 
         oldest = min(books.open, default=None, key=int)
         if what == "clock":
             clock.now_s += amount
+            await keep_alive(store)
         elif what == "reserve":
             with suppress(QuotaExceeded):
                 await store.reserve(str(number), LIMITS, {REQUESTS: 1, TOKENS: int(amount), CONCURRENT: 1})
@@ -119,18 +162,18 @@ async def play(store: QuotaStore, clock: Clock, steps: list[tuple[str, float]]) 
                 books.check(clock.now_s)
         elif oldest is not None:
             used = math.floor(books.held(oldest) * amount / 100)
-            store.settle(oldest, {TOKENS: used})
+            await settle(store, oldest, {TOKENS: used})
             books.settle(oldest, used)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(RESERVE | SETTLE | CLOCK, max_size=40))
 async def test_no_real_window_ever_holds_more_than_its_limit(make: Make, steps: list[tuple[str, float]]) -> None:
     clock = Clock()
     await play(make(clock), clock, steps)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(steps=[("reserve", 0), ("clock", 9.99), ("raise", 100), ("clock", 0.5), ("reserve", 50)])
 @given(steps=st.lists(RESERVE | RAISE | SETTLE | CLOCK, max_size=40))
 async def test_no_real_window_ever_holds_more_than_its_limit_when_holds_are_raised(
@@ -162,10 +205,11 @@ async def test_concurrent_requests_are_counted_until_they_settle(make: Make) -> 
     await store.reserve("a", limits, {CONCURRENT: 1})
     await store.reserve("b", limits, {CONCURRENT: 1})
     clock.now_s += 10_000
+    await keep_alive(store)
     error = await refusal(store, limits, {CONCURRENT: 1})
     assert error.measure == CONCURRENT
     assert error.retry_after_s is not None
-    store.settle("a", {TOKENS: 0})
+    await settle(store, "a", {TOKENS: 0})
     await store.reserve("c", limits, {CONCURRENT: 1})
 
 
@@ -173,9 +217,9 @@ async def test_settling_twice_is_harmless(make: Make) -> None:
     store = make(Clock())
     limits = [tokens(100), limit_of(CONCURRENT, 1, None)]
     await store.reserve("a", limits, {TOKENS: 50, CONCURRENT: 1})
-    store.settle("a", {TOKENS: 40})
-    store.settle("a", {TOKENS: 0})
-    store.settle("never seen", {TOKENS: 70})
+    await settle(store, "a", {TOKENS: 40})
+    await settle(store, "a", {TOKENS: 0})
+    await settle(store, "never seen", {TOKENS: 70})
     await store.reserve("b", limits, {TOKENS: 10, CONCURRENT: 1})
     standing = store.standing("b")
     assert standing[TOKENS].remaining == 50
@@ -197,7 +241,7 @@ async def test_a_debt_is_seen_by_the_next_admission(make: Make) -> None:
     limits = [tokens(100)]
     await store.reserve("a", limits, {TOKENS: 10})
     clock.now_s += 30
-    store.settle("a", {TOKENS: 160})
+    await settle(store, "a", {TOKENS: 160})
     error = await refusal(store, limits, {TOKENS: 1})
     assert error.retry_after_s is not None
     clock.now_s += 61
@@ -210,7 +254,7 @@ async def test_a_debt_of_a_request_longer_than_the_window_is_seen_by_the_next_ad
     limits = [tokens(100, per_s=10.0)]
     await store.reserve("a", limits, {TOKENS: 10})
     clock.now_s += 15
-    store.settle("a", {TOKENS: 500})
+    await settle(store, "a", {TOKENS: 500})
     await refusal(store, limits, {TOKENS: 1})
 
 
@@ -221,7 +265,7 @@ async def test_what_was_held_and_not_used_is_free_again(make: Make) -> None:
     await store.reserve("a", limits, {TOKENS: 100})
     await refusal(store, limits, {TOKENS: 1})
     clock.now_s += 5
-    store.settle("a", {TOKENS: 30})
+    await settle(store, "a", {TOKENS: 30})
     await store.reserve("b", limits, {TOKENS: 70})
     standing = store.standing("b")
     assert standing[TOKENS].remaining == 0
@@ -230,9 +274,9 @@ async def test_what_was_held_and_not_used_is_free_again(make: Make) -> None:
 async def test_settling_says_where_the_windows_stand(make: Make) -> None:
     store = make(Clock())
     await store.reserve("a", [tokens(100), limit_of(CONCURRENT, 1, None)], {TOKENS: 100, CONCURRENT: 1})
-    standing = store.settle("a", {TOKENS: 30})
+    standing = await settle(store, "a", {TOKENS: 30})
     assert {measure: (one.limit, one.remaining) for measure, one in standing.items()} == {TOKENS: (100, 70)}
-    assert store.settle("a", {TOKENS: 30}) == {}
+    assert await settle(store, "a", {TOKENS: 30}) == {}
 
 
 async def test_a_refund_after_the_window_has_passed_frees_nothing_of_others(make: Make) -> None:
@@ -242,7 +286,7 @@ async def test_a_refund_after_the_window_has_passed_frees_nothing_of_others(make
     await store.reserve("a", limits, {TOKENS: 100})
     clock.now_s += 62
     await store.reserve("b", limits, {TOKENS: 100})
-    store.settle("a", {TOKENS: 0})
+    await settle(store, "a", {TOKENS: 0})
     await refusal(store, limits, {TOKENS: 1})
 
 
@@ -253,7 +297,7 @@ async def test_a_raise_takes_the_difference_only_and_never_lowers(make: Make) ->
     assert store.standing("a")[TOKENS].remaining == 20
     await store.raise_to("a", {TOKENS: 50})
     assert store.standing("a")[TOKENS].remaining == 20
-    store.settle("a", {TOKENS: 80})
+    await settle(store, "a", {TOKENS: 80})
     await store.reserve("b", [tokens(100)], {})
     assert store.standing("b")[TOKENS].remaining == 20
 
@@ -325,7 +369,7 @@ PAST = st.lists(st.tuples(st.floats(0, 4), st.integers(1, 30)), max_size=20)
 """(seconds to wait, tokens to take) of earlier requests."""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(past=PAST, amount=st.integers(1, 100), per_s=st.sampled_from([10.0, 60.0, 3600.0]))
 async def test_the_same_request_is_admitted_when_retry_after_says_and_not_before(
     make: Make, past: list[tuple[float, int]], amount: int, per_s: float
@@ -341,7 +385,7 @@ async def test_the_same_request_is_admitted_when_retry_after_says_and_not_before
     await wait_is_right(store, clock, admitted, amount, limit)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(past=[(0.0, 50), (0.0, 50)], amount=60, gap_s=5.0)
 @given(past=PAST, amount=st.integers(1, 100), gap_s=st.floats(0, 5))
 async def test_retry_after_is_right_when_holds_begin_with_no_tokens_and_are_raised_in_another_order(
@@ -377,7 +421,7 @@ async def test_sixty_four_tasks_share_a_thousand_exactly(make: Make) -> None:
                 continue
             admitted.append(request_id)
             await checkpoint()
-            store.settle(request_id, {TOKENS: 0})
+            await settle(store, request_id, {TOKENS: 0})
 
     async with anyio.create_task_group() as group:
         for name in range(64):
@@ -409,7 +453,7 @@ async def test_the_tightest_window_of_a_measure_is_shown(make: Make) -> None:
     assert 3600 <= standing[TOKENS].reset_s <= 3660
     assert (standing[REQUESTS].limit, standing[REQUESTS].remaining) == (7, 6)
     clock.now_s += standing[TOKENS].reset_s + INSTANT_S
-    store.settle("a", {TOKENS: 20})
+    await settle(store, "a", {TOKENS: 20})
     await store.reserve("b", limits, {})
     assert store.standing("b")[TOKENS] == (50, 50, 0.0)
 
@@ -427,3 +471,128 @@ async def test_two_limits_that_share_a_counter_count_a_request_once(
         await store.reserve(str(number), limits, {measure: 1})
     error = await refusal(store, limits, {measure: 1})
     assert error.limit == 4
+
+
+async def test_each_measure_is_held_raised_and_settled_for_itself(make: Make) -> None:
+    store = make(Clock())
+    limits = [tokens(100), limit_of(COST, 10**12, 60.0), limit_of(COMPUTE, 5000, 60.0)]
+    await store.reserve("a", limits, {TOKENS: 10, COST: 10**11})
+    await store.raise_to("a", {TOKENS: 50, COST: 9 * 10**11, COMPUTE: 1})
+    error = await refusal(store, limits, {TOKENS: 1, COST: 2 * 10**11})
+    assert error.measure == COST
+    await settle(store, "a", {TOKENS: 20, COST: 3 * 10**11 + 7, COMPUTE: 6000})
+    assert [one.amount for one in await store.look(limits)] == [20, 3 * 10**11 + 7, 6000]
+    error = await refusal(store, limits, {COMPUTE: 1})
+    assert error.measure == COMPUTE
+    await store.reserve("b", limits, {TOKENS: 80, COST: 7 * 10**11 - 7})
+
+
+async def test_what_is_not_named_at_the_end_stays_as_it_was_held(make: Make) -> None:
+    store = make(Clock())
+    limits = [tokens(100), limit_of(COST, 1000, 60.0)]
+    await store.reserve("a", limits, {TOKENS: 10, COST: 300})
+    await settle(store, "a", {TOKENS: 4})
+    assert [one.amount for one in await store.look(limits)] == [4, 300]
+
+
+@pytest.mark.parametrize(
+    ("unit", "now", "left_s"),
+    [
+        ("hour", "2026-11-20T18:59:50", 10),
+        ("day", "2026-11-20T23:00:00", 3600),
+        ("week", "2026-11-22T23:59:59", 1),
+        ("month", "2024-02-29T23:59:00", 60),
+        ("month", "2026-12-31T00:00:00", 86_400),
+        ("month", "2027-01-31T23:59:59", 1),
+    ],
+)
+async def test_a_calendar_window_is_full_until_its_period_ends_and_empty_then(
+    make: Make, unit: str, now: str, left_s: int
+) -> None:
+    clock = Clock()
+    clock.now_s = datetime.fromisoformat(now).replace(tzinfo=UTC).timestamp()
+    store = make(clock)
+    limits = [Limit(Scope("key"), TOKENS, 10, Calendar(unit))]
+    await store.reserve("a", limits, {TOKENS: 10})
+    assert store.standing("a")[TOKENS] == (10, 0, pytest.approx(left_s))
+    error = await refusal(store, limits, {TOKENS: 1})
+    assert error.retry_after_s == pytest.approx(left_s)
+    clock.now_s += left_s - 0.001
+    await refusal(store, limits, {TOKENS: 1})
+    clock.now_s += 0.002
+    await store.reserve("b", limits, {TOKENS: 10})
+    await settle(store, "a", {TOKENS: 0})  # of the period before
+    await refusal(store, limits, {TOKENS: 1})
+
+
+class Known:
+    """A history that says what it is given, and remembers what it was asked."""
+
+    def __init__(self, used: list[tuple[float, int]]) -> None:
+        self.said = used
+        self.asked: list[tuple[Scope, Measure, float]] = []
+        self.down = False
+
+    async def used(self, scope: Scope, measure: Measure, *, since_s: float) -> list[tuple[float, int]]:
+        self.asked.append((scope, measure, since_s))
+        if self.down:
+            raise QuotaStoreDown("no database")
+        return self.said if scope.holder == "key" and measure is TOKENS else []
+
+
+async def test_a_window_begins_with_what_was_used_before(make: Make) -> None:
+    clock = Clock()
+    history = Known(
+        [(clock.now_s - 3590, 30), (clock.now_s - 100, 20), (clock.now_s + 50, 7), (clock.now_s - 9999, 90)]
+    )
+    store = make(clock, history)
+    limits = [tokens(100, per_s=3600.0), limit_of(REQUESTS, 5, 60.0)]
+    await store.reserve("a", limits, {TOKENS: 43, REQUESTS: 1})
+    error = await refusal(store, limits, {TOKENS: 1})
+    assert error.retry_after_s is not None
+    assert 0 < error.retry_after_s <= 10 + 60
+    assert [measure for _, measure, _ in history.asked] == [TOKENS, REQUESTS]
+    assert history.asked[0][2] <= clock.now_s - 3600
+    clock.now_s += 5000
+    await store.reserve("b", list(limits), {TOKENS: 100})
+    assert len(history.asked) == 2, "it is asked once"
+
+
+async def test_without_its_history_a_window_admits_nobody_and_takes_nothing(make: Make) -> None:
+    clock = Clock()
+    history = Known([(clock.now_s, 60)])
+    history.down = True
+    store = make(clock, history)
+    limits = [tokens(100)]
+    for _ in range(2):
+        with pytest.raises(QuotaStoreDown):
+            await store.reserve("a", limits, {TOKENS: 10})
+    await store.drain()
+    history.down = False
+    await store.reserve("b", limits, {TOKENS: 40})
+    await refusal(store, limits, {TOKENS: 1})
+
+
+async def test_many_who_come_at_once_to_a_window_that_begins_share_it(make: Make) -> None:
+    clock = Clock()
+    store = make(clock, Known([(clock.now_s, 60)]))
+    limits = [tokens(100)]
+    refused = []
+
+    async def client(name: int) -> None:
+        try:
+            await store.reserve(str(name), limits, {TOKENS: 10})
+        except QuotaExceeded:
+            refused.append(name)
+
+    async with anyio.create_task_group() as group:
+        for name in range(20):
+            group.start_soon(client, name)
+    assert len(refused) == 16
+
+
+async def test_the_same_limits_in_another_list_are_the_same_counters(make: Make) -> None:
+    store = make(Clock())
+    await store.reserve("a", [tokens(10)], {TOKENS: 6})
+    await store.reserve("b", [tokens(10), tokens(20)], {TOKENS: 4})
+    await refusal(store, (tokens(10),), {TOKENS: 1})  # type: ignore[arg-type]
