@@ -34,39 +34,23 @@ class Metrics:
         self._errors = frozenset(errors)
         self.in_flight = 0
 
-        def counter(name: str, words: str, *labels: str) -> Counter:
-            made = Counter(name, words, labels)
-            self.registry.register(made)
-            return made
-
-        def histogram(name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            made = Histogram(name, words, buckets, labels)
-            self.registry.register(made)
-            return made
-
-        self._requests = counter(
+        self._requests = self._counter(
             "chasqui_requests", "Answered requests.", "operation", "model", "backend", "status", "outcome"
         )
-        self._tokens = counter("chasqui_tokens", "Tokens as settled.", "model", "type")
-        self._cost = counter("chasqui_cost_usd", "Cost of requests by the prices of models.", "model")
-        self._compute = counter("chasqui_compute_seconds", "Work of this machine's engines on requests.", "model")
-        self._held = counter("chasqui_quota_tokens", "Tokens held before the work, and used in the end.", "state")
-        self._refused = counter("chasqui_quota_refusals", "Requests over a limit.", "measure")
-        self._store_down = counter(
-            "chasqui_quota_store_down", "Requests that met a store of limits that did not answer.", "decision"
-        )
-        self._cache = counter("chasqui_embedding_cache_items", "Inputs of embedding requests.", "result")
-        self._restarts = counter("chasqui_worker_restarts", "Workers started again after a death.", "backend")
-        self._reloads = counter("chasqui_config_reloads", "Changed configurations.", "result")
-        self._duration = histogram(
+        self._tokens = self._counter("chasqui_tokens", "Tokens as settled.", "model", "type")
+        self._count_limits()
+        self._cache = self._counter("chasqui_embedding_cache_items", "Inputs of embedding requests.", "result")
+        self._restarts = self._counter("chasqui_worker_restarts", "Workers started again after a death.", "backend")
+        self._reloads = self._counter("chasqui_config_reloads", "Changed configurations.", "result")
+        self._duration = self._histogram(
             "gen_ai_server_request_duration_seconds", "From the request's head to the answer's end.",
             DURATION_BUCKETS_S, "gen_ai_operation_name", "gen_ai_request_model", "error_type",
         )  # fmt: skip
-        self._first_token = histogram(
+        self._first_token = self._histogram(
             "gen_ai_server_time_to_first_token_seconds", "Streams: to the first event.",
             FIRST_TOKEN_BUCKETS_S, "gen_ai_operation_name", "gen_ai_request_model",
         )  # fmt: skip
-        self._overhead = histogram(
+        self._overhead = self._histogram(
             "chasqui_overhead_seconds",
             "Time spent in the gateway itself before the first byte went out.",
             OVERHEAD_BUCKETS_S,
@@ -78,6 +62,25 @@ class Metrics:
         )
         self.follow("chasqui_event_loop_tasks", "asyncio tasks that are not done.", running_tasks)
         ProcessCollector(registry=self.registry)
+
+    def _count_limits(self) -> None:
+        self._cost = self._counter("chasqui_cost_usd", "Cost of requests by the prices of models.", "model")
+        self._compute = self._counter("chasqui_compute_seconds", "Work of this machine's engines on requests.", "model")
+        self._held = self._counter("chasqui_quota_tokens", "Tokens held before the work, and used in the end.", "state")
+        self._refused = self._counter("chasqui_quota_refusals", "Requests over a limit.", "measure")
+        self._store_down = self._counter(
+            "chasqui_quota_store_down", "Requests that met a store of limits that did not answer.", "decision"
+        )
+
+    def _counter(self, name: str, words: str, *labels: str) -> Counter:
+        made = Counter(name, words, labels)
+        self.registry.register(made)
+        return made
+
+    def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        made = Histogram(name, words, buckets, labels)
+        self.registry.register(made)
+        return made
 
     def follow(self, name: str, words: str, value: Callable[[], float]) -> None:
         """A number that is asked for when the page is."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from backends.settings import BackendSettings, Name, Seconds, Settings
 from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
@@ -22,8 +22,30 @@ class ServerSettings(Settings):
     keep the connection. With the first one the status 200 is out, and a failure after it is an error event."""
 
 
+def _is_a_store(url: str) -> str:
+    """The problem never repeats the address: a password may be in it."""
+    if url.startswith("sqlite:///") and url != "sqlite:///":
+        return url
+    if not url.startswith(("sqlite:///", "postgresql://")):
+        raise ValueError("must begin with sqlite:/// (a file) or postgresql:// (a server)")
+    from sqlalchemy.engine import make_url  # 0.1 s to import, and most commands need nothing else of it
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        named = make_url(url).database
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "is no address; write postgresql://user:password@host:5432/database, what is special in a password as %40"
+        ) from None
+    if not named:
+        raise ValueError("names no database; write sqlite:///path or postgresql://user:password@host:5432/database")
+    return url
+
+
 class StoreSettings(Settings):
-    url: Annotated[str, Field(pattern=r"^sqlite:///.+$")] = "sqlite:///${home}/chasqui.db"
+    url: Annotated[str, AfterValidator(_is_a_store)] = "sqlite:///${home}/chasqui.db"
+    """Keys, documents and cached embeddings: a file (`sqlite:///path`) or a server
+    (`postgresql://user:${PASSWORD}@host:5432/database`)."""
 
 
 class QuotaSettings(Settings):

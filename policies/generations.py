@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy import Table, select, text
+from sqlalchemy import BigInteger, Table, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel import Field, SQLModel
@@ -18,7 +18,7 @@ class Generation(SQLModel, table=True):
     __tablename__ = "generations"
 
     kind: str = Field(primary_key=True)
-    number: int = 0
+    number: int = Field(default=0, sa_type=BigInteger)
 
 
 generations: Table = Generation.__table__  # type: ignore[attr-defined]

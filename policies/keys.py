@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, Column, Delete, Table, Update, delete, insert, literal, select, tuple_, update
+from sqlalchemy import JSON, BigInteger, Column, Delete, Table, Update, delete, insert, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Field, SQLModel
 
@@ -30,8 +30,8 @@ class KeyRow(SQLModel, table=True):
     name: str = Field(index=True)
     role: str
     digest: str = Field(unique=True)
-    created_at: int
-    expires_at: int | None = None
+    created_at: int = Field(sa_type=BigInteger)
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)
     disabled: bool = False
     limits: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     narrowed: dict[str, list[str]] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
@@ -154,7 +154,7 @@ class Keys:
         if after is not None:
             last = await self.get(after)
             place = tuple_(keys_table.c.created_at, keys_table.c.id)
-            query = query.where(place < tuple_(literal(last.created_at), literal(last.id)))
+            query = query.where(place < tuple_(literal(last.created_at, BigInteger), literal(last.id)))
         async with self._database.connect() as connection:
             return [_row(dict(values)) for values in (await connection.execute(query)).mappings()]
 
@@ -164,7 +164,7 @@ class Keys:
             KeyNotFound
         """
         async with self._database.connect() as connection:
-            values = (await connection.execute(select(keys_table).where(keys_table.c.id == key_id))).mappings().first()
+            values = (await connection.execute(select(keys_table).where(_is(key_id)))).mappings().first()
         if values is None:
             raise KeyNotFound(key_id)
         return _row(dict(values))
@@ -211,7 +211,7 @@ class Keys:
         self, key_id: str, statement: Update | Delete, by: Actor, action: str, details: Mapping[str, Any] | None = None
     ) -> None:
         async with self._database.begin() as connection:
-            result = await connection.execute(statement.where(keys_table.c.id == key_id))
+            result = await connection.execute(statement.where(_is(key_id)))
             if result.rowcount == 0:
                 raise KeyNotFound(key_id)
             await bump(connection, KIND)
@@ -248,6 +248,16 @@ def _new_secret(public: str) -> str:
 def _public(columns: Mapping[str, Any]) -> dict[str, Any]:
     """What an audit may say of a key."""
     return {name: value for name, value in columns.items() if name not in ("id", "digest")}
+
+
+def _is(key_id: str) -> Any:
+    """
+    Raises:
+        KeyNotFound: no key has such an id, and PostgreSQL would not take every character in the question.
+    """
+    if not key_id.isprintable():
+        raise KeyNotFound(key_id)
+    return keys_table.c.id == key_id
 
 
 def _columns(row: KeyRow) -> dict[str, Any]:

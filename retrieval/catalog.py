@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, LargeBinary, Table, bindparam, delete, func, insert, select
+from sqlalchemy import BigInteger, Column, LargeBinary, Table, bindparam, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel import Field, SQLModel
+
+from retrieval.lexical_postgresql import add_words
 
 ChunkId = int
 
@@ -18,7 +20,7 @@ ChunkId = int
 class DocumentRow(SQLModel, table=True):
     __tablename__ = "documents"
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
     collection: str = Field(index=True)
     path: str
     fingerprint: str
@@ -26,14 +28,14 @@ class DocumentRow(SQLModel, table=True):
     embedding: str
     """Identity of the model that made its vectors; vectors of different models are never compared."""
     title: str = ""
-    created_at: int
+    created_at: int = Field(sa_type=BigInteger)
 
 
 class ChunkRow(SQLModel, table=True):
     __tablename__ = "chunks"
 
-    id: int | None = Field(default=None, primary_key=True)
-    document_id: int = Field(foreign_key="documents.id", index=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    document_id: int = Field(foreign_key="documents.id", index=True, sa_type=BigInteger)
     ordinal: int
     heading: str = ""
     text: str
@@ -108,6 +110,8 @@ class Catalog:
                     "vector": vector.astype("<f4").tobytes(),
                 }
                 ids.append(await _inserted(connection, chunks, row))
+            if connection.dialect.name == "postgresql":  # SQLite has triggers for it
+                await add_words(connection, [(id_, one.heading, one.text) for id_, one in zip(ids, new, strict=True)])
         return ids, gone
 
     async def remove(self, document_ids: Iterable[int]) -> list[ChunkId]:

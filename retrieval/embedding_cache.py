@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, LargeBinary, Table, bindparam, delete, func, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import BigInteger, Column, LargeBinary, Table, bindparam, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel import Field, SQLModel
@@ -29,7 +29,7 @@ class CachedVectorRow(SQLModel, table=True):
     vector: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     checksum: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     tokens: int
-    used_at: int = Field(index=True)
+    used_at: int = Field(index=True, sa_type=BigInteger)
 
 
 class CachedVector(NamedTuple):
@@ -78,12 +78,13 @@ class EmbeddingCache:
     async def put(self, vectors: Mapping[bytes, CachedVector]) -> None:
         now = int(self._clock())
         values: list[dict[str, Any]] = []
-        for key, (vector, tokens) in vectors.items():
+        # in one order everywhere: two writers must not wait for each other
+        for key, (vector, tokens) in sorted(vectors.items()):
             data = vector.astype("<f4").tobytes()
             values.append(
                 {"key": key, "vector": data, "checksum": _checksum(key, data, tokens), "tokens": tokens, "used_at": now}
             )
-        insertion = insert(rows)
+        insertion = (postgresql if self._database.dialect.name == "postgresql" else sqlite).insert(rows)
         insertion = insertion.on_conflict_do_update(
             index_elements=["key"],
             set_={name: insertion.excluded[name] for name in ("vector", "checksum", "tokens", "used_at")},

@@ -30,6 +30,7 @@ async def parse(name: str, data: bytes) -> Parsed:
         parsed = Parsed(_decode(name, data), markdown=suffix in (".md", ".markdown"))
     else:
         parsed = Parsed(await asyncio.to_thread(_extract, name, data), markdown=True)
+    parsed = parsed._replace(text=parsed.text.replace("\0", " "))  # PostgreSQL has no place for it in a text
     if not parsed.text.strip():
         raise DocumentUnreadable(f"{name} holds no text")
     return parsed

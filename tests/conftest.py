@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.llamacpp.synthetic import write_synthetic
 from gateway.database import migrate, open_database
+from tests.postgresql import Postgres, running_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -78,8 +79,23 @@ def database_path(empty_database: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(empty_database, tmp_path / "chasqui.db"))
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real server, started by the first test that wants it."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated database of one's own: what is stored is stored alike on both."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres").migrated_database())
+    return f"sqlite:///{request.getfixturevalue('database_path')}"
+
+
 @pytest.fixture
-async def database(database_path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = await open_database(f"sqlite:///{database_path}")
+async def database(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = await open_database(database_url)
     yield engine
     await asyncio.shield(engine.dispose())

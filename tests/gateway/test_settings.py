@@ -52,6 +52,33 @@ def test_defaults_fill_what_a_small_file_leaves_out(tmp_path: Path) -> None:
     assert loaded.home == tmp_path
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite:////var/x.db", "postgresql://u:p@h:5432/db", "postgresql://u@/db?host=/run/postgresql"]
+)
+def test_a_store_is_a_file_or_a_server(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD + f'store: {{url: "{url}"}}\n')
+    assert load(file, {}).settings.store.url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgres://u:${PW}@h/db", "must begin with sqlite:/// (a file) or postgresql:// (a server)"),
+        ("postgresql+asyncpg://u:${PW}@h/db", "must begin with"),
+        ("mysql://u:${PW}@h/db", "must begin with"),
+        ("sqlite:///", "names no database"),
+        ("postgresql://u:${PW}@h", "names no database"),
+        ("postgresql://u:${PW}@h:port/db", "is no address"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused_without_its_password(tmp_path: Path, url: str, words: str) -> None:
+    (problem,) = problems(tmp_path, GOOD + f'store: {{url: "{url}"}}\n', PW="pass-word")
+    assert problem.startswith("6: store.url: ")
+    assert words in problem
+    assert "pass-word" not in problem
+
+
 def test_a_flag_beats_the_environment_and_that_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(GOOD + "server: {port: 1111, host: 127.0.0.2}\n")

@@ -76,15 +76,19 @@ def test_the_lock_files_pin_every_package_by_hash() -> None:
                 assert "--hash=sha256:" in entry, (name, entry[:80])
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_migrations_make_exactly_the_tables_of_the_models(request: pytest.FixtureRequest, kind: str) -> None:
     import policies.generations
     import policies.keys
     import retrieval.catalog
     import retrieval.embedding_cache
 
-    url = f"sqlite:///{tmp_path}/x.db"
+    if kind == "sqlite":
+        url = f"sqlite:///{request.getfixturevalue('tmp_path')}/x.db"
+    else:
+        url = request.getfixturevalue("postgres").empty_database()
     migrate(url)
-    engine = create_engine(url)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     made = inspect(engine)
     for table in SQLModel.metadata.tables.values():
         columns = {column["name"]: column["nullable"] for column in made.get_columns(table.name)}

@@ -72,6 +72,7 @@ async def test_a_key_carries_its_public_id_and_much_chance(keys: Keys) -> None:
     assert len({secret.split("-", 2)[2] for _, secret in made}) == 3
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_only_a_digest_of_the_key_is_on_disk(keys: Keys, database: AsyncEngine, database_path: Path) -> None:
     row, secret = await keys.create(NewKey("ci", "team"), by=CLI)
     _, rotated = await keys.rotate(row.id, by=CLI)
@@ -158,6 +159,24 @@ async def test_a_key_that_does_not_exist_is_said_to_be_missing(keys: Keys, call:
         await call(keys)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("key_id", ["key_\0", "\0", "key_\udcff", ""])
+async def test_what_cannot_be_an_id_is_missing_like_any_other(keys: Keys, key_id: str) -> None:
+    for call in (
+        keys.get(key_id),
+        keys.update(key_id, by=CLI, disabled=True),
+        keys.delete(key_id, by=CLI),
+        keys.list(limit=5, after=key_id),
+    ):
+        with pytest.raises(KeyNotFound):
+            await call
+
+
+async def test_the_last_second_that_can_be_said_is_kept(keys: Keys) -> None:
+    row, _ = await keys.create(NewKey("ci", "team", expires_at=253_402_300_799, metadata={"a": "\0", "b": "ñ"}), by=CLI)
+    assert await keys.get(row.id) == row
+    assert (await keys.list(limit=1, after=None))[0] == row
+
+
 async def test_a_role_that_does_not_exist_is_refused_and_nothing_is_written(keys: Keys) -> None:
     with pytest.raises(RoleUnknown, match="'boss'.*admin, default, team"):
         await keys.create(NewKey("ci", "boss"), by=CLI)
@@ -233,6 +252,7 @@ async def test_another_process_sees_each_change_after_its_next_poll(
     assert not knows(other, rotated)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_key_from_the_environment_works_is_never_stored_and_survives_a_reload(
     database: AsyncEngine, database_path: Path, clock: Clock
 ) -> None:

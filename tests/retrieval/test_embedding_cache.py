@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -74,6 +75,18 @@ async def test_putting_again_replaces(cache: EmbeddingCache, database: AsyncEngi
     (one,) = (await cache.get([key("a")])).values()
     assert (one.vector.tolist(), one.tokens) == ([1.0] * 8, 99)
     assert await stored_bytes(database) == VECTOR_BYTES
+
+
+async def test_two_writers_of_the_same_vectors_do_not_wait_for_each_other(
+    database: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = some(*range(200))
+    backwards = dict(reversed(vectors.items()))
+    caches = [EmbeddingCache(database, max_bytes=10**9) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.gather(caches[0].put(vectors), caches[1].put(backwards))
+    assert caplog.records == []
+    assert set(await caches[0].get(list(vectors))) == set(vectors)
 
 
 async def test_more_keys_than_one_query_takes(database: AsyncEngine) -> None:

@@ -175,6 +175,12 @@ async def test_one_bad_file_does_not_disturb_the_others(
         assert (await house.ingest())[0] == Report(1, 3, 0, 0)
 
 
+async def test_a_nul_late_in_a_text_keeps_nothing_out(house: House) -> None:
+    house.write("late.txt", b"word " * 1000 + b"\0 and vicunas")
+    assert (await house.ingest())[0] == Report(4, 0, 0, 0)
+    assert "vicunas" in await house.best("vicunas", "lexical")
+
+
 async def test_a_file_that_is_too_large_is_left_out(house: House) -> None:
     with (house.root / "docs" / "huge.txt").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)

@@ -39,6 +39,8 @@ async def ids(database: AsyncEngine) -> list[int]:
         ("llamas", [3, 2]),
         ("slice tokens", [1, 0]),
         ("nandu", [4]),
+        ("ÑANDÚ", [4]),
+        ("日本", [4]),
         ("nothing of this", [1]),
         ("zzz", []),
         ("", []),
@@ -73,6 +75,9 @@ async def test_words_are_found_by_their_stem(
         "_",
         "²",
         ":terms %s ?",
+        "x" * 5000 + " tokens",
+        "ﷺ" * 1000,
+        "|&!()<->:*'\\",
     ],
 )
 async def test_operators_of_the_engine_are_only_words(database: AsyncEngine, ids: list[int], query: str) -> None:
@@ -92,6 +97,22 @@ async def test_an_operator_is_looked_up_as_the_word_it_is(database: AsyncEngine,
 @given(query=st.text(max_size=60))
 async def test_no_query_breaks_the_engine(database: AsyncEngine, ids: list[int], query: str) -> None:
     assert set(await LexicalIndex(database).search("docs", query, 10)) <= set(ids)
+
+
+async def test_a_rare_word_says_more_than_common_ones(database: AsyncEngine) -> None:
+    new = [NewChunk("", f"what is the use of a thing of the kind {number}", 9) for number in range(20)]
+    new.append(NewChunk("", "A quipu keeps numbers in knots, and nobody reads it any more.", 12))
+    row = DocumentRow(collection="docs", path="b.md", fingerprint="f", embedding="e", title="", created_at=1)
+    made, _ = await Catalog(database).put(row, new, np.ones((len(new), 2), np.float32), replaces=None)
+    assert (await LexicalIndex(database).search("docs", "what is the use of a quipu", 5))[0] == made[-1]
+
+
+@pytest.mark.parametrize("query", ["quotas", "example", "wait_s", "Лама", "ёлка"])
+async def test_words_inside_addresses_names_and_other_alphabets_are_found(database: AsyncEngine, query: str) -> None:
+    new = [NewChunk("", "See docs/quotas.md, www.example.org or max_wait_s=3.5; ЛАМА и Ёлка", 9), NewChunk("", "no", 1)]
+    row = DocumentRow(collection="docs", path="b.md", fingerprint="f", embedding="e", title="", created_at=1)
+    made, _ = await Catalog(database).put(row, new, np.ones((2, 2), np.float32), replaces=None)
+    assert await LexicalIndex(database).search("docs", query, 5) == made[:1]
 
 
 async def test_at_most_k_are_found(database: AsyncEngine, ids: list[int]) -> None:

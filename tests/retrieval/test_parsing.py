@@ -19,6 +19,7 @@ HTML = b"<html><body><h1>Quotas</h1><p>Holds <b>expire</b>.</p><script>var hidde
         ("a.txt", b"one\r\ntwo\r\n", Parsed("one\ntwo\n", False)),
         ("a.txt", "años 日本".encode(), Parsed("años 日本", False)),
         ("a.txt", b"broken \xff byte", Parsed("broken \ufffd byte", False)),
+        ("a.txt", b"x" * 5000 + b"\0end", Parsed("x" * 5000 + " end", False)),
     ],
 )
 async def test_text_is_read_as_it_is(name: str, data: bytes, parsed: Parsed) -> None:
