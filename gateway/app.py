@@ -30,9 +30,14 @@ from gateway.metrics import Metrics
 from gateway.openapi import complete
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloader
+from gateway.routes.admin.audit import list_audit
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
+from gateway.routes.admin.requests import get_request, list_requests
+from gateway.routes.admin.roles import list_roles
+from gateway.routes.admin.usage import get_usage
 from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
 from gateway.routes.embeddings import EMBEDDINGS, embeddings
+from gateway.routes.feedback import give_any_feedback, give_feedback
 from gateway.routes.forwarded import forwarded
 from gateway.routes.health import health, metrics, ready
 from gateway.routes.hot import HotPath
@@ -46,6 +51,7 @@ from gateway.targets import Targets
 from gateway.telemetry import Telemetry
 from policies.audit import Audit
 from policies.errors import PromptInvalid
+from policies.feedback import Feedbacks
 from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys
 from policies.ledger import Ledger
@@ -53,6 +59,7 @@ from policies.prompts import load_prompts
 from policies.quotas import History, QuotaStore
 from policies.quotas_guard import GuardedQuotas
 from policies.quotas_memory import MemoryQuotas
+from policies.reports import Reports
 from policies.roles import ADMIN, all_roles
 from retrieval.catalog import Catalog
 from retrieval.embedding import Embedder
@@ -67,6 +74,7 @@ HOT = (CHAT, COMPLETIONS, EMBEDDINGS)
 ROUTES = [
     chat, completions, embeddings, list_models, get_model, health, ready, metrics,
     create_key, list_keys, get_key, change_key, rotate_key, delete_key,
+    list_roles, list_requests, get_request, get_usage, list_audit, give_feedback, give_any_feedback,
 ]  # fmt: skip
 
 
@@ -129,6 +137,8 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
         ledger=ledger,
         writer=writer,
         audit=Audit(database),
+        reports=Reports(database),
+        feedbacks=Feedbacks(database),
         access_log=access_log or AccessLog(),
         metrics=metrics,
         connect=connect,

@@ -37,7 +37,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
     user: str
     tags: Sequence[str]
     at: int
-    """Unix milliseconds."""
+    """Unix microseconds."""
 
 
 class End(msgspec.Struct, frozen=True, tag="end"):

@@ -3,6 +3,7 @@
 from gateway.attribution import plain
 from gateway.exchange import Exchange
 from gateway.journal import Begin, Content, End
+from policies.ledger_sql import MICRO
 from policies.quotas import Measure
 
 LEFT = 499
@@ -26,7 +27,7 @@ def begin_of(exchange: Exchange, now_s: float) -> Begin:
         held_cost=exchange.held.get(Measure.COST, 0),
         user=exchange.user,
         tags=exchange.tags,
-        at=int(now_s * 1000),
+        at=int(now_s * MICRO),
     )
 
 
@@ -37,7 +38,7 @@ def end_of(exchange: Exchange, now_s: float, *, total_s: float, cost: int, work_
         first_byte_s = total_s  # an answer that is not streamed goes out when it is whole
     return End(
         id=exchange.id,
-        at=int(now_s * 1000),
+        at=int(now_s * MICRO),
         key=exchange.caller.key_id,
         role=exchange.caller.role.name,
         model=model_of(exchange),

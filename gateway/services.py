@@ -18,10 +18,12 @@ from gateway.pipeline import Pipeline
 from gateway.settings import Loaded
 from gateway.targets import Targets
 from policies.audit import Audit
+from policies.feedback import Feedbacks
 from policies.generations import Watcher
 from policies.keys import Keys
 from policies.ledger import Ledger
 from policies.quotas_guard import GuardedQuotas
+from policies.reports import Reports
 from policies.roles import Role
 from retrieval.embedding_cache import EmbeddingCache
 from retrieval.ingestion import Ingestion
@@ -40,6 +42,8 @@ class House:
     ledger: Ledger
     writer: LedgerWriter
     audit: Audit
+    reports: Reports
+    feedbacks: Feedbacks
     access_log: AccessLog
     metrics: Metrics
     connect: Connect

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel import Field, SQLModel
 
 from policies.errors import NotThere
+from policies.ledger_sql import MICRO
 
 
 class AuditRow(SQLModel, table=True):
@@ -17,7 +18,7 @@ class AuditRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     at: int = Field(sa_column=Column(BigInteger, nullable=False))
-    """Unix milliseconds."""
+    """Unix microseconds."""
     actor: str
     """A key's id, or `cli`, `start`, `reload`."""
     action: str
@@ -48,7 +49,7 @@ async def record(
     """In the transaction that makes the change."""
     row = {
         "id": f"aud_{os.urandom(12).hex()}",
-        "at": int(time.time() * 1000),
+        "at": int(time.time() * MICRO),
         "actor": by.name,
         "action": action,
         "object": object_,

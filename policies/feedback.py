@@ -1,21 +1,41 @@
-"""What people say of an answer: stars and words, by the key that asked for it."""
+"""Stars and words for an answer, from the key that asked for it."""
 
-from sqlalchemy import BigInteger, Column, Table
-from sqlmodel import Field, SQLModel
+from typing import NamedTuple
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from policies.errors import NotThere
+from policies.ledger import feedback, requests
 
 
-class FeedbackRow(SQLModel, table=True):
-    __tablename__ = "feedback"
-
-    id: str = Field(primary_key=True)
-    """The request's."""
-    key: str = Field(index=True)
-    model: str
+class Said(NamedTuple):
     stars: int
-    """1 to 5."""
     words: str
-    at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
-    """When it was last said, Unix milliseconds."""
+    at: int
+    """Unix microseconds."""
 
 
-feedback: Table = FeedbackRow.__table__  # type: ignore[attr-defined]
+class Feedbacks:
+    def __init__(self, database: AsyncEngine) -> None:
+        self._database = database
+
+    async def say(self, request_id: str, said: Said, *, key: str | None) -> None:
+        """What was said before of the same request is replaced.
+
+        Args:
+            key: whose request it has to be; None: anybody's.
+
+        Raises:
+            NotThere: no such request, or not of this key.
+        """
+        if not request_id.isprintable():
+            raise NotThere("request", request_id)
+        async with self._database.begin() as connection:
+            query = select(requests.c.key, requests.c.model).where(requests.c.id == request_id)
+            request = (await connection.execute(query)).first()
+            if request is None or (key is not None and request.key != key):
+                raise NotThere("request", request_id)
+            await connection.execute(delete(feedback).where(feedback.c.id == request_id))
+            row = {"id": request_id, "key": request.key, "model": request.model, **said._asdict()}
+            await connection.execute(insert(feedback).values(row))

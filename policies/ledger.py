@@ -22,8 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Field, SQLModel
 
-from policies.feedback import feedback
-from policies.ledger_sql import CONTENT, ROW, array, insertion, summation
+from policies.ledger_sql import CONTENT, MICRO, ROW, array, insertion, summation
 from policies.quotas import Measure, Scope
 from policies.roles import ROLE
 
@@ -44,7 +43,7 @@ class RequestRow(SQLModel, table=True):
     id: str = Field(primary_key=True)
     """The answer's `x-request-id`."""
     at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
-    """When it ended, Unix milliseconds."""
+    """When it ended, Unix microseconds."""
     key: str = Field(index=True)
     """The key's id; the key may be gone."""
     role: str
@@ -116,9 +115,26 @@ class ContentRow(SQLModel, table=True):
     answer: str
 
 
+class FeedbackRow(SQLModel, table=True):
+    """What people say of an answer."""
+
+    __tablename__ = "feedback"
+
+    id: str = Field(primary_key=True)
+    """The request's."""
+    key: str = Field(index=True)
+    model: str
+    stars: int
+    """1 to 5."""
+    words: str
+    at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
+    """When it was last said, Unix microseconds."""
+
+
 requests: Table = RequestRow.__table__  # type: ignore[attr-defined]
 usage: Table = UsageRow.__table__  # type: ignore[attr-defined]
 contents: Table = ContentRow.__table__  # type: ignore[attr-defined]
+feedback: Table = FeedbackRow.__table__  # type: ignore[attr-defined]
 
 COUNTED = {
     Measure.REQUESTS: usage.c.requests,
@@ -174,7 +190,7 @@ class Ledger:
     async def prune(self, *, rows_before_s: float, hours_before_s: float, now_s: float) -> int:
         """Remove what is older, a part at a time. Returns how many rows of requests went."""
         gone = 0
-        old = select(requests.c.id).where(requests.c.at < int(rows_before_s * 1000)).limit(PRUNE_ROWS)
+        old = select(requests.c.id).where(requests.c.at < int(rows_before_s * MICRO)).limit(PRUNE_ROWS)
         while ids := await self._pruned(old):
             gone += len(ids)
         for grain_s, before_s in ((MINUTE_S, now_s - MINUTES_KEPT_S), (HOUR_S, hours_before_s)):

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import TextClause, text
 
+MICRO = 1_000_000
+"""Times of rows are Unix microseconds: two requests of one client rarely end in the same one."""
+
 COUNTS = (
     "at stream attempts admitted prompt_tokens completion_tokens cached_tokens cost compute_ms queue_ms first_byte_ms "
     "total_ms status"
@@ -48,7 +51,7 @@ def summation(dialect: str) -> TextClause:
     updates = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in SUMS)
     return text(
         f"INSERT INTO usage (grain_s, start, key, role, model, backend, {', '.join(SUMS)}) "
-        f"SELECT grain, at / 1000 / grain * grain AS slice, key, role, named, backend, {added} FROM ("
+        f"SELECT grain, at / {MICRO} / grain * grain AS slice, key, role, named, backend, {added} FROM ("
         "SELECT new.*, CAST(:grain_s AS bigint) AS grain, CASE entry WHEN '' THEN '' ELSE model END AS named "
         f"FROM ({lines_of(dialect, ROW)}) AS new) AS line "
         "WHERE NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = line.id) "

@@ -13,7 +13,7 @@ from tests.gateway.test_journal import end
 pytestmark = pytest.mark.anyio
 
 NOW_S = 1_760_000_000.0
-NOW_MS = int(NOW_S) * 1000
+NOW_US = int(NOW_S) * 1_000_000
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ async def rows_of(database: AsyncEngine, table: object) -> list[dict[str, object
 
 
 async def test_a_row_says_what_the_line_said(ledger: Ledger, database: AsyncEngine) -> None:
-    strange = {"model": "größe/日本 'x\" \\ ;--", "user": "ann\n", "first_byte_ms": None, "cost": 10**15, "at": NOW_MS}
+    strange = {"model": "größe/日本 'x\" \\ ;--", "user": "ann\n", "first_byte_ms": None, "cost": 10**15, "at": NOW_US}
     await ledger.add(lines(end(1, **strange)), [msgspec.json.encode(Content("req_1", '{"a": "ü"}', "data: …\n\n"))])
     (row,) = await rows_of(database, requests)
     wanted = {field: getattr(end(1, **strange), field) for field in End.__struct_fields__}
@@ -40,9 +40,9 @@ async def test_a_row_says_what_the_line_said(ledger: Ledger, database: AsyncEngi
 
 
 async def test_the_same_lines_count_once_however_often_they_come(ledger: Ledger, database: AsyncEngine) -> None:
-    first = lines(end(1, at=NOW_MS), end(2, at=NOW_MS))
+    first = lines(end(1, at=NOW_US), end(2, at=NOW_US))
     assert await ledger.add(first) == 2
-    assert await ledger.add([*first, *lines(end(3, at=NOW_MS))]) == 1
+    assert await ledger.add([*first, *lines(end(3, at=NOW_US))]) == 1
     assert await ledger.add(first) == 0
     assert len(await rows_of(database, requests)) == 3
     for row in await rows_of(database, usage):
@@ -52,12 +52,12 @@ async def test_the_same_lines_count_once_however_often_they_come(ledger: Ledger,
 async def test_sums_are_by_minute_and_hour_and_by_who_and_what(ledger: Ledger, database: AsyncEngine) -> None:
     await ledger.add(
         lines(
-            end(1, at=NOW_MS),
-            end(2, at=NOW_MS + 61_000, status=502, outcome="failed", completion_tokens=0),
-            end(3, at=NOW_MS, status=429, outcome="failed", admitted=0),
-            end(4, at=NOW_MS, status=499, outcome="client_left"),
-            end(5, at=NOW_MS, model="no such", entry="", admitted=0, backend=""),
-            end(6, at=NOW_MS, key="key_2"),
+            end(1, at=NOW_US),
+            end(2, at=NOW_US + 61_000_000, status=502, outcome="failed", completion_tokens=0),
+            end(3, at=NOW_US, status=429, outcome="failed", admitted=0),
+            end(4, at=NOW_US, status=499, outcome="client_left"),
+            end(5, at=NOW_US, model="no such", entry="", admitted=0, backend=""),
+            end(6, at=NOW_US, key="key_2"),
         )
     )
     rows = await rows_of(database, usage)
@@ -78,11 +78,11 @@ async def test_sums_are_by_minute_and_hour_and_by_who_and_what(ledger: Ledger, d
 async def test_what_a_key_or_a_role_has_used_is_known_by_measure_and_model(ledger: Ledger) -> None:
     await ledger.add(
         lines(
-            end(1, at=NOW_MS),
-            end(2, at=NOW_MS, model="gpt-4o", entry="gpt-4o"),
-            end(3, at=NOW_MS, key="key_2"),
-            end(4, at=NOW_MS, key="key_3", role="other"),
-            end(5, at=NOW_MS - 3 * 3_600_000),
+            end(1, at=NOW_US),
+            end(2, at=NOW_US, model="gpt-4o", entry="gpt-4o"),
+            end(3, at=NOW_US, key="key_2"),
+            end(4, at=NOW_US, key="key_3", role="other"),
+            end(5, at=NOW_US - 3 * 3_600_000_000),
         )
     )
 
@@ -106,7 +106,7 @@ async def test_nothing_that_lies_in_a_window_is_forgotten_and_it_counts_at_its_l
 ) -> None:
     """A sum whose beginning lies before the window may hold something that does not."""
     at_s = NOW_S - back_s + 1
-    await ledger.add(lines(end(1, at=int(at_s * 1000))))
+    await ledger.add(lines(end(1, at=int(at_s * 1e6))))
     ((latest_s, amount),) = await ledger.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - back_s, now_s=NOW_S)
     assert amount == 1
     assert at_s <= latest_s <= at_s + (HOUR_S if back_s > 86_400 else MINUTE_S)
@@ -115,9 +115,9 @@ async def test_nothing_that_lies_in_a_window_is_forgotten_and_it_counts_at_its_l
 async def test_old_rows_go_with_what_belongs_to_them_and_sums_stay_longer(
     ledger: Ledger, database: AsyncEngine
 ) -> None:
-    day_ms = 86_400_000
+    day_us = 86_400_000_000
     await ledger.add(
-        lines(end(1, at=NOW_MS - 40 * day_ms), end(2, at=NOW_MS - 500 * day_ms), end(3, at=NOW_MS)),
+        lines(end(1, at=NOW_US - 40 * day_us), end(2, at=NOW_US - 500 * day_us), end(3, at=NOW_US)),
         [msgspec.json.encode(Content(f"req_{number}", "a", "b")) for number in (1, 3)],
     )
     gone = await ledger.prune(rows_before_s=NOW_S - 30 * 86_400, hours_before_s=NOW_S - 400 * 86_400, now_s=NOW_S)

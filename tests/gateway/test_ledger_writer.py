@@ -18,7 +18,7 @@ from tests.gateway.test_journal import begin, end
 pytestmark = pytest.mark.anyio
 
 NOW_S = 1_760_000_000.0
-NOW_MS = int(NOW_S) * 1000
+NOW_US = int(NOW_S) * 1_000_000
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ async def test_what_a_dead_process_left_is_settled_and_its_files_go(
     dead.begin(begin(1))
     dead.begin(begin(2))
     dead.close()
-    dead.begin(begin(3, at=NOW_MS))
+    dead.begin(begin(3, at=NOW_US))
     dead.end(end(1))
     dead.close()
     with dead.files[0].open("ab") as file:
@@ -156,7 +156,7 @@ async def test_while_the_database_fails_the_files_wait_and_nothing_is_lost(
         await connection.execute(text("ALTER TABLE requests RENAME TO hidden"))
     for number in range(1, 4):
         journal.begin(begin(number))
-        journal.end(end(number, at=NOW_MS))
+        journal.end(end(number, at=NOW_US))
         journal.close()
         await writer.attempt(adopt=True)
     assert writer.failing
@@ -184,7 +184,7 @@ async def test_a_line_that_the_database_refuses_does_not_keep_the_others_out(
 async def test_a_history_is_asked_for_with_the_journal_read_first(
     journal: Journal, writer: LedgerWriter, database: AsyncEngine
 ) -> None:
-    journal.end(end(1, at=NOW_MS))
+    journal.end(end(1, at=NOW_US))
     used = await writer.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60)
     assert [amount for _, amount in used] == [1]
 
@@ -198,8 +198,8 @@ async def test_a_megabyte_in_one_line_is_read(journal: Journal, writer: LedgerWr
 
 async def test_old_rows_go_by_the_settings(journal: Journal, database: AsyncEngine) -> None:
     writer = LedgerWriter(journal, Ledger(database), LedgerSettings(retention_days=1), clock=lambda: NOW_S)
-    journal.end(end(1, at=NOW_MS - 2 * 86_400_000))
-    journal.end(end(2, at=NOW_MS))
+    journal.end(end(1, at=NOW_US - 2 * 86_400_000_000))
+    journal.end(end(2, at=NOW_US))
     await writer.attempt(adopt=False)
     assert set(await rows(database)) == {"req_2"}
     writer.close()

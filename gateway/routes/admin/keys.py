@@ -4,11 +4,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Request, delete, get, patch, post
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery
 from pydantic import ValidationError
 
 from backends.errors import InvalidRequest
 from gateway.auth import needs_key
+from gateway.routes.admin.pages import Limit, page
 from gateway.routes.answers import actor_of, read_as, services_of
 from policies.keys import KeyRow, NewKey
 from policies.roles import KINDS
@@ -17,8 +18,6 @@ from policies.settings import LimitSettings
 MAX_METADATA_PAIRS = 16
 MAX_TIME_S = 253_402_300_799
 """The end of the year 9999."""
-
-Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 
 
 class KeyFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -66,14 +65,7 @@ async def list_keys(
 ) -> dict[str, Any]:
     """Newest first; `after` is the last id of the page before."""
     rows = await services_of(request).keys.list(limit=limit + 1, after=after)
-    page = [key_object(row) for row in rows[:limit]]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(rows) > limit,
-    }
+    return page([key_object(row) for row in rows], limit)
 
 
 @get("/admin/keys/{key_id:str}", guards=[needs_key], tags=["Administration"], summary="Read a key")
