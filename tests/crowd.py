@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from tests.faults.upstream import Line, Received, answer_of, chunk_of
 
@@ -83,20 +83,22 @@ class Crowd:
         return self.seen
 
     async def _client(self, session: aiohttp.ClientSession, number: int) -> None:
-        luck = random.Random(f"{self.seed}/{number}")
+        luck = np.random.default_rng([self.seed, number])
         url = self.urls[number % len(self.urls)] + CHAT
         for _ in range(self.requests_each):
             if not self.going_on:
                 return
-            mood = luck.choice(FAILURES) if luck.random() < self.failing else ""
-            body = {"model": "up", "user": mood, "max_tokens": self.max_tokens, "stream": luck.random() < 0.5}
+            mood = str(luck.choice(FAILURES)) if luck.random() < self.failing else ""
+            body = {"model": "up", "user": mood, "max_tokens": self.max_tokens, "stream": bool(luck.random() < 0.5)}
             body["messages"] = [{"role": "user", "content": "hello"}]
             patience_s = luck.uniform(0, 0.02) if luck.random() < self.leaving else None
             status = await self._one(session, url, body, patience_s)
             if status == 429 and self.until_refused:
                 return
 
-    async def _one(self, session: aiohttp.ClientSession, url: str, body: dict[str, Any], patience_s: float | None) -> int:
+    async def _one(
+        self, session: aiohttp.ClientSession, url: str, body: dict[str, Any], patience_s: float | None
+    ) -> int:
         try:
             async with asyncio.timeout(patience_s):
                 headers = {"authorization": f"Bearer {self.key}"}

@@ -34,7 +34,16 @@ class Serving:
     def start(self) -> None:
         """Until it is ready."""
         self._ready.clear()
-        command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(self.home / "chasqui.yaml"), "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "gateway.cli",
+            "serve",
+            "--config",
+            str(self.home / "chasqui.yaml"),
+            "--port",
+            "0",
+        ]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=self._environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

@@ -56,7 +56,7 @@ async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
     if request.param == "memory":
         yield MemoryQuotas
         return
-    client = Redis(unix_socket_path=request.getfixturevalue("redis_server").socket_file)
+    client = Redis(unix_socket_path=str(request.getfixturevalue("redis_server").socket))
     made: list[RedisQuotas] = []
 
     def make(clock: "Clock", history: History | None = None) -> RedisQuotas:
