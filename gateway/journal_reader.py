@@ -81,6 +81,10 @@ class Reader:
         self.open.update(piece.begins)
 
     @property
+    def size(self) -> int:
+        return os.fstat(self._file).st_size
+
+    @property
     def at_end(self) -> bool:
         """There is no whole line behind what was read."""
         return self.next() is None

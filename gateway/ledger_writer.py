@@ -91,12 +91,15 @@ class LedgerWriter:
         Raises:
             SQLAlchemyError, OSError
         """
+        sizes = {path: path.stat().st_size for path in self._journal.files}  # what comes later is not waited for
         async with self._lock:
-            for path in list(self._journal.files):
+            for path, size in sizes.items():
+                if path not in self._journal.files:
+                    continue
                 reader = self._readers.get(path)
                 if reader is None:
                     reader = self._readers[path] = Reader(path)
-                await self._take(reader, self._readers.values())
+                await self._take(reader, self._readers.values(), until=size)
             self._remove_done()
 
     async def adopt(self) -> None:
@@ -109,7 +112,7 @@ class LedgerWriter:
             readers = self._left_behind()
             try:
                 for reader in readers:
-                    await self._take(reader, readers)
+                    await self._take(reader, readers, until=reader.size)
                 crashed = {name: line for reader in readers for name, line in reader.crashed()}
                 if crashed:
                     await self._add(crashed, [])
@@ -145,9 +148,9 @@ class LedgerWriter:
             reader.close()
         self._readers.clear()
 
-    async def _take(self, reader: Reader, readers: Collection[Reader]) -> None:
+    async def _take(self, reader: Reader, readers: Collection[Reader], *, until: int) -> None:
         """What the file says from where it was left. Its ends close requests that may have begun in any of the files."""
-        while (piece := reader.next()) is not None:
+        while reader.offset < until and (piece := reader.next()) is not None:
             await self._add(piece.ends, piece.contents)
             reader.done(piece)
             for request_id in piece.ends:

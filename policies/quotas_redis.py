@@ -182,11 +182,13 @@ class RedisQuotas:
         return [Used(limit, int(answer[1 + 2 * place])) for limit, place in zip(plan.limits, plan.place, strict=True)]
 
     async def drain(self) -> None:
-        while self._unsettled:
+        waiting = dict(self._unsettled)  # not those that come meanwhile: under load there are always some
+        while waiting:
             try:
                 await self._send_settlements()
             except QuotaStoreDown:
                 return
+            waiting = {name: step for name, step in waiting.items() if self._unsettled.get(name) is step}
 
     async def aclose(self) -> None:
         for job in self._jobs:

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -209,3 +211,24 @@ async def test_what_cannot_be_read_is_no_reason_to_stop(journal: Journal, writer
     (journal.folder / "folder.log").mkdir()
     await writer.attempt(adopt=True)
     assert not writer.failing
+
+
+async def test_a_history_is_told_although_the_journal_never_stops_growing(
+    journal: Journal, writer: LedgerWriter
+) -> None:
+    going_on = True
+
+    async def grow() -> None:
+        number = 0
+        while going_on:
+            for _ in range(50):
+                number += 1
+                journal.end(end(number, at=NOW_US))
+            await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(grow)
+        for _ in range(3):
+            with anyio.fail_after(5):
+                assert await writer.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60) is not None
+        going_on = False
