@@ -1,9 +1,10 @@
 """`create_app`: the only place where services are built and joined. `lifespan.py` opens and closes what is built here."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
@@ -16,6 +17,8 @@ from backends.llamacpp.fleet import Fleet
 from backends.registry import Connect, build_backends
 from gateway import __version__
 from gateway.access_log import AccessLog
+from gateway.addresses import Address, Addresses
+from gateway.alerting import Alerting
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.clock import steady_clock
@@ -49,8 +52,10 @@ from gateway.settings_schema import QuotaSettings
 from gateway.settings_secrets import key_name
 from gateway.targets import Targets
 from gateway.telemetry import Telemetry
+from policies.alerts import Alerts
 from policies.audit import Audit
 from policies.errors import PromptInvalid
+from policies.failed_keys import FailedKeys
 from policies.feedback import Feedbacks
 from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys
@@ -60,7 +65,7 @@ from policies.quotas import History, QuotaStore
 from policies.quotas_guard import GuardedQuotas
 from policies.quotas_memory import MemoryQuotas
 from policies.reports import Reports
-from policies.roles import ADMIN, all_roles
+from policies.roles import ADMIN, Caller, all_roles
 from retrieval.catalog import Catalog
 from retrieval.embedding import Embedder
 from retrieval.embedding_cache import EmbeddingCache
@@ -83,6 +88,7 @@ def create_app(
     database: AsyncEngine,
     *,
     load: Callable[[], Loaded] | None = None,
+    admin: Address | None = None,
     connect: Connect = connect,
     access_log: AccessLog | None = None,
 ) -> Telemetry:
@@ -90,6 +96,7 @@ def create_app(
 
     Args:
         load: reads the configuration anew, so that a changed one can be taken over; None: this one stays.
+        admin: the address that /admin is served on; None: there is only one.
 
     Raises:
         ModelFileUnusable, PromptInvalid: with everything that is missing or wrong.
@@ -110,9 +117,13 @@ def create_app(
         request_max_body_size=None,  # `read_body` stops at the configured limit, before anything is decoded
     )
     complete(app.openapi_schema)
-    telemetry = Telemetry(HotPath(app, HOT, forwarded), build_services(loaded, house))
+    served: Any = HotPath(app, HOT, forwarded)
+    if admin is not None:
+        served = Addresses(served, admin)
+    telemetry = Telemetry(served, build_services(loaded, house))
     house.watcher.on_change(KIND, lambda: telemetry.services.keys.reload())  # noqa: PLW0108 - of the services in use then
     app.state.telemetry, app.state.jobs, app.state.reloader = telemetry, Jobs(), None
+    app.state.alerting = build_alerting(loaded, house, lambda: telemetry.services.keys.callers)  # of those in use then
     if load is not None:
         reloader = Reloader(telemetry, app.state.jobs, load=load, build=partial(_rebuilt, house))
         app.state.reloader, telemetry.reload = reloader, reloader.reload
@@ -136,6 +147,9 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
         journal=journal,
         ledger=ledger,
         writer=writer,
+        failed_keys=FailedKeys(
+            settings.server.failed_keys_per_minute or None, clock=time.monotonic, throttled=metrics.address_throttled
+        ),
         audit=Audit(database),
         reports=Reports(database),
         feedbacks=Feedbacks(database),
@@ -161,6 +175,16 @@ def build_quotas(
         )
     fallback = MemoryQuotas(clock) if settings.on_store_down == "allow" else None
     return GuardedQuotas(store, fallback, counted=metrics.store_down)
+
+
+def build_alerting(loaded: Loaded, house: House, callers: Callable[[], Iterable[Caller]]) -> Alerting | None:
+    settings = loaded.settings.limits.alerts
+    if settings is None:
+        return None
+    secret = loaded.secrets[settings.secret_env] if settings.secret_env is not None else None
+    alerting = Alerting(settings, Alerts(house.database), house.quotas, secret=secret, callers=callers, clock=time.time)
+    house.writer.tell(alerting.used)
+    return alerting
 
 
 def build_services(loaded: Loaded, house: House, previous: Services | None = None) -> Services:

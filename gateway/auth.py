@@ -5,25 +5,28 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
+from backends.asgi import Scope
 from gateway.exchange import Exchange
 from gateway.services import Services
 from policies.errors import KeyUnknown, PathForbidden, PathHidden
-from policies.keys import Keys
 from policies.roles import Caller
 
 
-def authenticate(authorization: bytes, path: str, keys: Keys) -> Caller:
+def authenticate(authorization: bytes, path: str, scope: Scope) -> Caller:
     """
     Args:
         authorization: the header's value, empty where there is none.
 
     Raises:
-        KeyUnknown, PathForbidden (under /admin), PathHidden (elsewhere)
+        KeyUnknown, KeysThrottled, PathForbidden (under /admin), PathHidden (elsewhere)
     """
+    services: Services = scope["services"]
     kind, _, secret = authorization.decode("latin-1").partition(" ")
     if kind.lower() != "bearer" or not secret:
         raise KeyUnknown
-    caller = keys.authenticate(secret.strip())
+    address = (scope.get("client") or ("", 0))[0]
+    secret = secret.strip()
+    caller = services.house.failed_keys.judged(address, secret, services.keys.find(secret))
     if not caller.may("paths", path):
         raise PathForbidden(path) if path.startswith("/admin") else PathHidden(path)
     return caller
@@ -31,7 +34,7 @@ def authenticate(authorization: bytes, path: str, keys: Keys) -> Caller:
 
 async def needs_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Litestar guard: the exchange knows its caller from here on. Async, because Litestar sends sync ones to a thread."""
-    exchange: Exchange = connection.scope["exchange"]  # type: ignore[typeddict-item]
-    services: Services = connection.scope["services"]  # type: ignore[typeddict-item]
-    authorization = dict(connection.scope["headers"]).get(b"authorization", b"")
-    exchange.caller = authenticate(authorization, connection.scope["path"], services.keys)
+    scope: Any = connection.scope
+    exchange: Exchange = scope["exchange"]
+    authorization = dict(scope["headers"]).get(b"authorization", b"")
+    exchange.caller = authenticate(authorization, scope["path"], scope)

@@ -27,6 +27,7 @@ from backends.errors import (
 from gateway.exchange import Exchange
 from policies.errors import (
     KeyNotFound,
+    KeysThrottled,
     KeyUnknown,
     ModelUnknown,
     NotThere,
@@ -35,6 +36,7 @@ from policies.errors import (
     PromptInvalid,
     QuotaExceeded,
     QuotaStoreDown,
+    RoleForbidden,
     RoleUnknown,
 )
 from policies.quotas import Measure
@@ -81,6 +83,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     DocumentUnreadable: Meaning(400, "invalid_request_error", "invalid_value"),
     KeyUnknown: Meaning(401, "authentication_error", "invalid_api_key"),
     PathForbidden: Meaning(403, "permission_denied", "permission_denied"),
+    RoleForbidden: Meaning(403, "permission_denied", "permission_denied"),
     PathHidden: Meaning(404, "invalid_request_error", "not_found"),
     KeyNotFound: Meaning(404, "invalid_request_error", "not_found"),
     NotThere: Meaning(404, "invalid_request_error", "not_found"),
@@ -90,6 +93,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     BodyTooLarge: Meaning(413, "invalid_request_error", "request_too_large"),
     HeadersTooLarge: Meaning(431, "invalid_request_error", "headers_too_large"),
     QuotaExceeded: Meaning(429, "rate_limit_error", "rate_limit_exceeded"),
+    KeysThrottled: Meaning(429, "rate_limit_error", "rate_limit_exceeded"),
     BackendBusy: Meaning(429, "rate_limit_error", "server_busy"),
     UpstreamRefused: Meaning(400, "invalid_request_error", "invalid_value"),  # keeps its own status, type and code
     UpstreamBroken: Meaning(502, "server_error", "upstream_error"),

@@ -38,7 +38,6 @@ class LedgerWriter:
     """
     Args:
         clock: Unix seconds.
-        added: told of lines that are in the database now.
     """
 
     def __init__(
@@ -48,20 +47,23 @@ class LedgerWriter:
         settings: LedgerSettings,
         *,
         clock: Callable[[], float],
-        added: Added | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
         self._settings = settings
         self._clock = clock
-        self._added = added
+        self._added: Added | None = None
         self._sleep = sleep
         self._readers: dict[Path, Reader] = {}
         self._lock = asyncio.Lock()
         self._prune_at_s = 0.0
         self.failing = False
         """The database did not take the last lines."""
+
+    def tell(self, added: Added) -> None:
+        """Of lines that are in the database now."""
+        self._added = added
 
     async def run(self) -> None:
         rounds = 0

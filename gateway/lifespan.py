@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar
 
+from gateway.alerting import Alerting
 from gateway.jobs import Jobs, start
 from gateway.reload import Reloader
 from gateway.telemetry import Telemetry
@@ -24,6 +25,9 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     house.fleet.start()
     jobs.serve(telemetry.services)
     watching = [start(house.watcher.run, "watcher"), start(house.writer.run, "ledger")]
+    alerting: Alerting | None = app.state.alerting
+    if alerting is not None:
+        watching.append(start(alerting.run, "alerts"))
     if reloader is not None:
         watching.append(start(reloader.watch_files, "watch the configuration"))
     try:

@@ -1,6 +1,7 @@
 """What Prometheus scrapes. Label values come from the configuration, never from a request: unknown names are `other`."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, generate_latest
@@ -8,6 +9,8 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disabl
 from gateway.exchange import Exchange
 from gateway.series import Counter, Histogram
 from policies.quotas import Measure
+
+log = logging.getLogger("chasqui")
 
 DURATION_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 # fmt: off
@@ -39,6 +42,8 @@ class Metrics:
         )
         self._tokens = self._counter("chasqui_tokens", "Tokens as settled.", "model", "type")
         self._count_limits()
+        self._throttled = self._counter("chasqui_addresses_throttled", "Addresses with too many unknown keys.")
+        self._throttled.add((), 0)
         self._cache = self._counter("chasqui_embedding_cache_items", "Inputs of embedding requests.", "result")
         self._restarts = self._counter("chasqui_worker_restarts", "Workers started again after a death.", "backend")
         self._reloads = self._counter("chasqui_config_reloads", "Changed configurations.", "result")
@@ -117,6 +122,10 @@ class Metrics:
 
     def refused(self, measure: Measure) -> None:
         self._refused.add((measure.value,))
+
+    def address_throttled(self, network: str) -> None:
+        log.warning("too many unknown keys from %s; for a minute, only keys used from there before are let in", network)
+        self._throttled.add(())
 
     def store_down(self, decision: str) -> None:
         self._store_down.add((decision,))

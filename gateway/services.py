@@ -18,6 +18,7 @@ from gateway.pipeline import Pipeline
 from gateway.settings import Loaded
 from gateway.targets import Targets
 from policies.audit import Audit
+from policies.failed_keys import FailedKeys
 from policies.feedback import Feedbacks
 from policies.generations import Watcher
 from policies.keys import Keys
@@ -41,6 +42,7 @@ class House:
     journal: Journal
     ledger: Ledger
     writer: LedgerWriter
+    failed_keys: FailedKeys
     audit: Audit
     reports: Reports
     feedbacks: Feedbacks

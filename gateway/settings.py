@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from backends.sources import matching_files
 from gateway.settings_checks import cross_check
 from gateway.settings_schema import GatewaySettings, StoreSettings
 from gateway.settings_secrets import MIN_SECRET_CHARS, missing_secrets, read_secrets
@@ -37,7 +38,7 @@ class ConfigInvalid(Exception):
 
 
 NOT_BUILT_YET = frozenset(
-    "admin slots ram_disk metrics stages "
+    "slots ram_disk metrics stages "
     "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention "
     "max_loaded tools truncate sharing_scope rerank".split()
 )
@@ -89,7 +90,7 @@ def load(
 
 def watched_files(loaded: Loaded) -> list[str]:
     """What, when it is saved, makes another configuration: the file, prompts, and secrets that are files."""
-    prompts = [str(path) for pattern in loaded.settings.prompts.paths for path in sorted(Path.cwd().glob(pattern))]
+    prompts = map(str, matching_files(loaded.settings.prompts.paths, root=Path.cwd()))
     secrets = [name.removeprefix("file:") for name in loaded.secrets if name.startswith("file:")]
     return [str(loaded.path), *prompts, *sorted(secrets)]
 

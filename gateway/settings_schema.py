@@ -1,18 +1,32 @@
 """The shape of config/chasqui.yaml: each package's settings, added up."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
-from backends.settings import BackendSettings, Name, Seconds, Settings
+from backends.settings import BackendSettings, EnvName, Name, Seconds, Settings
 from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
 from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, RetrievalSettings
+
+
+class AdminSettings(Settings):
+    """An address of its own for /admin, in place of the other; it has /health, /metrics and /schema as well."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    """0: any free one, printed at start."""
 
 
 class ServerSettings(Settings):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0: any free one, printed at start."""
+    admin: AdminSettings | None = None
+    """Where /admin is served, and nowhere else then."""
+    failed_keys_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | Literal[False] = 30
+    """Requests with unknown keys from one address (or one /64 of IPv6); after these, only keys that have been used from there before
+    are let in, for the rest of the minute. `off` for any number."""
     workers: Literal[1] = 1
     max_body_mb: Annotated[float, Field(gt=0, le=4096)] = 25
     shutdown_s: Annotated[float, Field(ge=0, le=86_400)] = 30
@@ -48,16 +62,37 @@ class StoreSettings(Settings):
     (`postgresql://user:${PASSWORD}@host:5432/database`)."""
 
 
+class AlertSettings(Settings):
+    """A webhook that is called when a limit is nearly used up: once for each threshold and window, until it answers 2xx."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    secret_env: EnvName | None = None
+    """The environment variable with the secret that signs the calls, as Standard Webhooks describes."""
+    thresholds: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.8, 1.0]
+    """Parts of a limit."""
+    measures: Annotated[list[Literal["requests", "tokens", "cost_usd", "compute_s"]], Field(min_length=1)] = [
+        "cost_usd"
+    ]
+
+
 class QuotaSettings(Settings):
     """Where limits are counted."""
 
-    store: Annotated[str, Field(pattern=r"^(memory|(redis|rediss|unix)://\S+)$")] = "memory"
+    store: str = "memory"
     """`memory`: in this process; or Redis, for any number of gateways: `redis://:${REDIS_PASSWORD}@host:6379/0`."""
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 0.5
     """Of one step in Redis; no request waits longer for it."""
     on_store_down: Literal["deny", "allow"] = "deny"
     """When Redis does not answer (or, with `memory`, the database does not say what was used before): `deny` answers 503 to requests
     that have limits; `allow` counts them in this process from zero, and tells the store when it is back."""
+    alerts: AlertSettings | None = None
+
+    @field_validator("store")
+    @classmethod
+    def _can_be_asked(cls, store: str) -> str:
+        if store != "memory" and not re.fullmatch(r"(redis|rediss|unix)://\S+", store):
+            raise ValueError("is `memory`, or an address like redis://host:6379/0, rediss://… or unix:///path")
+        return store
 
 
 class LedgerSettings(Settings):

@@ -34,6 +34,9 @@ def missing_secrets(settings: GatewaySettings, secrets: Mapping[str, str]) -> It
                 ("keys", index, field),
                 f"{name.removeprefix('file:')} is shorter than {MIN_SECRET_CHARS} characters; choose a longer key",
             )
+    alerts = settings.limits.alerts
+    if alerts is not None and alerts.secret_env is not None and alerts.secret_env not in secrets:
+        yield ("limits", "alerts", "secret_env"), f"the environment variable {alerts.secret_env} is not set"
     for index, backend in enumerate(settings.backends):
         for name in secret_names(backend) if isinstance(backend, OpenAISettings) else ():
             if name.startswith("file:") and name not in secrets:
@@ -48,6 +51,8 @@ def key_name(key: KeySettings) -> str:
 
 def _named(settings: GatewaySettings) -> Iterator[str]:
     yield from map(key_name, settings.keys)
+    if settings.limits.alerts is not None and settings.limits.alerts.secret_env is not None:
+        yield settings.limits.alerts.secret_env
     for backend in settings.backends:
         if isinstance(backend, OpenAISettings):
             yield from secret_names(backend)

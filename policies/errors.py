@@ -16,6 +16,23 @@ class KeyUnknown(PolicyError):
         super().__init__("Incorrect API key provided. Send a valid key as 'Authorization: Bearer sk-…'.")
 
 
+class KeysThrottled(PolicyError):
+    """Too many unknown keys came from this address; whether this one is known is not said."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("Too many requests with unknown keys came from this address; try again later.")
+        self.retry_after_s = retry_after_s
+
+
+class RoleForbidden(PolicyError):
+    """Only administrators hand out what reaches /admin."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(
+            f"the role '{role}' reaches /admin; only a key of the role 'admin' may make or change its keys"
+        )
+
+
 class KeyNotFound(PolicyError):
     """An administrative call names a key that does not exist."""
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Field, SQLModel
 
 from policies.audit import Actor, record
-from policies.errors import KeyNotFound, KeyUnknown, RoleUnknown
+from policies.errors import KeyNotFound, RoleUnknown
 from policies.generations import bump
 from policies.roles import KINDS, Allowed, Caller, Role
 from policies.settings import LimitSettings
@@ -95,14 +95,11 @@ class Keys:
         self._callers: dict[str, Caller] = dict(self._given)
         self._reloading = asyncio.Lock()
 
-    def authenticate(self, secret: str) -> Caller:
-        """
-        Raises:
-            KeyUnknown: unknown, disabled or expired.
-        """
+    def find(self, secret: str) -> Caller | None:
+        """Whom a key belongs to; None: it is unknown, disabled or expired."""
         caller = self._callers.get(digest_of(secret))
         if caller is None or (caller.expires_at is not None and caller.expires_at <= self._clock()):
-            raise KeyUnknown
+            return None
         return caller
 
     async def reload(self) -> None:

@@ -41,6 +41,14 @@ class Role:
         self.name = settings.name
         self.settings = settings
         self.allowed = {kind: Allowed(getattr(settings, kind)) for kind in KINDS}
+        self.administers = any(map(_reaches_admin, settings.paths))
+        """Whether any of /admin is open to its keys."""
+
+
+def _reaches_admin(glob: str) -> bool:
+    """Whether a glob could match something below /admin; when in doubt, yes."""
+    plain = re.split(r"[*?\[]", glob, maxsplit=1)[0]
+    return plain.startswith("/admin") if plain == glob else "/admin/".startswith(plain) or plain.startswith("/admin")
 
 
 def all_roles(configured: Iterable[RoleSettings]) -> dict[str, Role]:

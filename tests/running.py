@@ -37,6 +37,8 @@ class Gateway:
     log: list[str]
     """What the access log has written, a text of several lines at a time."""
     key: str = ADMIN_KEY
+    admin_url: str = ""
+    """Where `server.admin` is."""
 
     @property
     def services(self) -> Services:
@@ -79,6 +81,10 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     read = partial(load, home / "chasqui.yaml", {"CHASQUI_ADMIN_KEY": ADMIN_KEY, **(environment or {})})
     loaded = read()
     listener = socket.create_server(("127.0.0.1", 0))
+    listeners = [listener]
+    if loaded.settings.server.admin is not None:
+        listeners.append(socket.create_server(("127.0.0.1", 0)))
+    addresses = [one.getsockname() for one in listeners]
     ready: threading.Event = threading.Event()
     state: dict[str, Any] = {}
     log: list[str] = []
@@ -86,7 +92,13 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     async def serve() -> None:
         try:
             database = await open_database(loaded.settings.store.url)
-            app = create_app(loaded, database, load=read, access_log=AccessLog(log.append))
+            app = create_app(
+                loaded,
+                database,
+                load=read,
+                admin=addresses[1] if addresses[1:] else None,
+                access_log=AccessLog(log.append),
+            )
             options = {
                 "lifespan": "on",
                 "log_config": None,
@@ -98,7 +110,7 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
             grace_s: Any = loaded.settings.server.shutdown_s if "shutdown_s" in config.get("server", {}) else 3
             server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=grace_s, **options))  # type: ignore[arg-type]
             state.update(server=server, app=app, loop=asyncio.get_running_loop())
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            serving = asyncio.create_task(server.serve(sockets=listeners))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
             ready.set()
@@ -113,11 +125,11 @@ def running(home: Path, config: Mapping[str, Any], environment: Mapping[str, str
     if "failure" in state:
         raise state["failure"]
     try:
-        yield Gateway(
-            f"http://127.0.0.1:{listener.getsockname()[1]}", state["app"], state["loop"], state["server"], home, log
-        )
+        urls = [f"http://{host}:{port}" for host, port in addresses]
+        yield Gateway(urls[0], state["app"], state["loop"], state["server"], home, log, admin_url=urls[-1])
     finally:
         state["server"].should_exit = True
         thread.join(20)
-        listener.close()
+        for one in listeners:
+            one.close()
         assert not thread.is_alive(), "the gateway did not stop"

@@ -39,17 +39,17 @@ def command(config: Path | None, host: str | None, port: int | None, prepare: bo
 
         prepare_missing(loaded)
     configure_logging(verbose=verbose)
-    listener = listen(loaded)
+    listeners = listen(loaded)
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(serve(loaded, listener, partial(load, config, host=host, port=port)))
+            runner.run(serve(loaded, listeners, partial(load, config, host=host, port=port)))
         except KeyboardInterrupt:
             pass
 
 
-async def serve(loaded: Loaded, listener: socket.socket, load_again: Callable[[], Loaded]) -> None:
+async def serve(loaded: Loaded, listeners: list[socket.socket], load_again: Callable[[], Loaded]) -> None:
     import uvicorn
 
     from backends.errors import ModelFileUnusable
@@ -65,7 +65,8 @@ async def serve(loaded: Loaded, listener: socket.socket, load_again: Callable[[]
         stop(f"{loaded.home} cannot be used as `home`: {exc.strerror}; choose another with CHASQUI_HOME or `home:`")
     try:
         database = await open_database(loaded.settings.store.url)
-        app = create_app(loaded, database, load=load_again)
+        admin = listeners[1].getsockname()[:2] if len(listeners) > 1 else None
+        app = create_app(loaded, database, load=load_again, admin=admin)
         app.services.house.journal.open()  # here, where a failure is one line
     except (DatabaseUnusable, ModelFileUnusable, PromptInvalid, StoreUnavailable) as exc:
         stop(str(exc))
@@ -90,27 +91,32 @@ async def serve(loaded: Loaded, listener: socket.socket, load_again: Callable[[]
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     server = uvicorn.Server(config)
-    announcing = asyncio.create_task(announce(server, listener, loaded, app.services.keys))
-    await server.serve(sockets=[listener])
+    announcing = asyncio.create_task(announce(server, listeners, loaded, app.services.keys))
+    await server.serve(sockets=listeners)
     announcing.cancel()
     if not server.started:
         sys.exit(1)
 
 
-async def announce(server: "uvicorn.Server", listener: socket.socket, loaded: Loaded, keys: "Keys") -> None:
+async def announce(server: "uvicorn.Server", listeners: list[socket.socket], loaded: Loaded, keys: "Keys") -> None:
     """Said once the socket answers; the key first, because it is made and said only this once."""
     while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
         await asyncio.sleep(0.005)
     settle_memory()
     admin_key = await first_admin_key(loaded, keys)
-    host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - shown, not bound
-    address = f"http://{shown}:{port}"
+    address, *admin = map(address_of, listeners)
     if admin_key:
         click.echo(
             f"\nThe admin key, shown this once:\n\n  {admin_key}\n\nTry it in another terminal:\n\n  {curl_line(address, admin_key)}\n"
         )
-    click.echo(f"chasqui is ready on {address} after {time.perf_counter() - STARTED_S:.1f} s (Ctrl-C stops it)")
+    beside = f", for administrators on {admin[0]}," if admin else ""
+    click.echo(f"chasqui is ready on {address}{beside} after {time.perf_counter() - STARTED_S:.1f} s (Ctrl-C stops it)")
+
+
+def address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - shown, not bound
+    return f"http://{shown}:{port}"
 
 
 def settle_memory() -> None:
@@ -145,19 +151,25 @@ async def first_admin_key(loaded: Loaded, keys: "Keys") -> str | None:
     return secret
 
 
-def listen(loaded: Loaded) -> socket.socket:
-    """Bound here: a port in use is one line, before anything else is started."""
+def listen(loaded: Loaded) -> list[socket.socket]:
+    """For clients and, where it has an address of its own, for /admin. Bound here: a port in use is one line, before anything
+    else is started.
+    """
     server = loaded.settings.server
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listeners = [bound(server.host, server.port, "choose another with --port, or stop what uses it")]
+    if server.admin is not None:
+        listeners.append(bound(server.admin.host, server.admin.port, "choose another in `server.admin`"))
+    return listeners
+
+
+def bound(host: str, port: int, advice: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((server.host, server.port))
+        listener.bind((host, port))
         listener.listen(2048)  # binding alone would let two starts at the same moment both succeed
     except OSError as exc:
-        stop(
-            f"cannot listen on {server.host}:{server.port}: {exc.strerror}; choose another with --port, or stop what uses it"
-        )
+        stop(f"cannot listen on {host}:{port}: {exc.strerror}; {advice}")
     return listener
 
 

@@ -40,7 +40,7 @@ async def _answer(scope: Any, receive: Receive, outlet: Outlet) -> None:
     services: Services = scope["services"]
     exchange: Exchange = scope["exchange"]
     headers = scope["peer"].fields
-    exchange.caller = authenticate(headers.get(b"authorization", b""), scope["path"], services.keys)
+    exchange.caller = authenticate(headers.get(b"authorization", b""), scope["path"], scope)
     if not PLAIN.fullmatch(scope["raw_path"]):
         raise PathHidden(scope["path"][:200])
     kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()

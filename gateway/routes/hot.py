@@ -39,7 +39,7 @@ class HotRoute:
         headers = scope["peer"].fields
         outlet = Outlet(exchange, scope, send)
         try:
-            exchange.caller = authenticate(headers.get(b"authorization", b""), self.path, services.keys)
+            exchange.caller = authenticate(headers.get(b"authorization", b""), self.path, scope)
             body = Body(await body_of(scope, headers, receive, services.max_body_bytes))
             if not await until_gone(scope, self._work(services, exchange, body, outlet)):
                 exchange.outcome = "client_left"

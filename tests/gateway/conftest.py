@@ -37,6 +37,7 @@ def full_config(folder: Path, chat: Path, embedder: Path) -> dict[str, Any]:
     (folder / "prompts").mkdir()
     (folder / "prompts" / "pirate.yaml").write_text(PROMPT)
     return {
+        "server": {"failed_keys_per_minute": False},  # one test tries many, and all of them come from one address
         "backends": [
             {"name": "chat", "engine": "llama_cpp", "model": str(chat), "context_tokens": 2048},
             {"name": "minilm", "engine": "llama_cpp", "model": str(embedder), "serves": "embeddings"},

@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from policies.audit import CLI
-from policies.errors import KeyNotFound, KeyUnknown, RoleUnknown
+from policies.errors import KeyNotFound, RoleUnknown
 from policies.generations import Watcher
 from policies.keys import KIND, GivenKey, Keys, NewKey
 from policies.quotas import Limit, Measure, Scope
-from policies.roles import ADMIN, Role
+from policies.roles import ADMIN, Caller, Role
 from policies.settings import LimitSettings, RoleSettings
 from policies.spans import Rolling
 
@@ -38,11 +38,13 @@ def keys(database: AsyncEngine, clock: Clock) -> Keys:
 
 
 def knows(keys: Keys, secret: str) -> bool:
-    try:
-        keys.authenticate(secret)
-    except KeyUnknown:
-        return False
-    return True
+    return keys.find(secret) is not None
+
+
+def caller_of(keys: Keys, secret: str) -> Caller:
+    caller = keys.find(secret)
+    assert caller is not None
+    return caller
 
 
 async def test_a_created_key_says_who_is_calling(keys: Keys, clock: Clock) -> None:
@@ -50,7 +52,7 @@ async def test_a_created_key_says_who_is_calling(keys: Keys, clock: Clock) -> No
     row, secret = await keys.create(
         NewKey("ci", "team", limits=limits, narrowed={"models": ["gpt-*"]}, metadata={"cost": "42"}), by=CLI
     )
-    caller = keys.authenticate(secret)
+    caller = caller_of(keys, secret)
     assert (caller.key_id, caller.key_name, caller.role.name) == (row.id, "ci", "team")
     assert caller.limits == (
         Limit(Scope(row.id), Measure.REQUESTS, 7, Rolling(60.0)),
@@ -124,7 +126,7 @@ async def test_rotating_ends_the_old_secret_and_keeps_everything_else(keys: Keys
     row, old = await keys.create(NewKey("ci", "team", metadata={"a": "b"}), by=CLI)
     rotated, new = await keys.rotate(row.id, by=CLI)
     assert not knows(keys, old)
-    assert keys.authenticate(new).key_id == row.id
+    assert caller_of(keys, new).key_id == row.id
     assert rotated.model_dump(exclude={"digest"}) == row.model_dump(exclude={"digest"})
     assert rotated.digest != row.digest
 
@@ -193,7 +195,7 @@ async def test_updates_are_in_force_with_the_call(keys: Keys) -> None:
     changed = await keys.update(
         row.id, role="default", name="cd", limits=limits, narrowed={"paths": ["/v1/models"]}, by=CLI
     )
-    caller = keys.authenticate(secret)
+    caller = caller_of(keys, secret)
     assert (changed.name, caller.key_name, caller.role.name) == ("cd", "cd", "default")
     assert caller.limits == (Limit(Scope(row.id), Measure.TOKENS, 9, Rolling(3600.0)),)
     assert caller.may("paths", "/v1/models")
@@ -257,10 +259,10 @@ async def test_a_key_from_the_environment_works_is_never_stored_and_survives_a_r
     database: AsyncEngine, database_path: Path, clock: Clock
 ) -> None:
     keys = Keys(database, ROLES, clock=clock, given=[GivenKey("root", "admin", "sk-from-the-environment")])
-    assert keys.authenticate("sk-from-the-environment").key_id == "env:root"
+    assert caller_of(keys, "sk-from-the-environment").key_id == "env:root"
     await keys.create(NewKey("ci", "team"), by=CLI)
     await keys.reload()
-    assert keys.authenticate("sk-from-the-environment").role.name == "admin"
+    assert caller_of(keys, "sk-from-the-environment").role.name == "admin"
     assert [row.name for row in await keys.list(limit=10)] == ["ci"]
     await database.dispose()
     digest = hashlib.sha256(b"sk-from-the-environment").hexdigest()

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from backends.errors import InvalidRequest
 from gateway.auth import needs_key
 from gateway.routes.admin.pages import Limit, page
-from gateway.routes.answers import actor_of, read_as, services_of
+from gateway.routes.answers import actor_of, exchange_of, read_as, services_of
+from policies.errors import RoleForbidden
 from policies.keys import KeyRow, NewKey
-from policies.roles import KINDS
+from policies.roles import ADMIN, KINDS
 from policies.settings import LimitSettings
 
 MAX_METADATA_PAIRS = 16
@@ -55,6 +56,7 @@ async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
         disabled=fields.disabled is True,
         log_content=fields.log_content in (True, "on"),
     )
+    check_role(request, new.role)
     row, secret = await services_of(request).keys.create(new, by=actor_of(request))
     return key_object(row) | {"key": secret}
 
@@ -77,10 +79,13 @@ async def get_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dic
 async def change_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     """Any of the fields of create, and `disabled`. What is not named stays."""
     fields, keys = await read_as(request, KeyFields), services_of(request).keys
+    await check_key(request, key_id)
     changes: dict[str, Any] = {}
     for name in ("name", "role", "expires_at", "disabled"):
         if (value := getattr(fields, name)) is not msgspec.UNSET:
             changes[name] = value
+    if "role" in changes:
+        check_role(request, changes["role"])
     if fields.log_content is not msgspec.UNSET:
         changes["log_content"] = fields.log_content in (True, "on")
     if fields.limits is not msgspec.UNSET:
@@ -103,6 +108,7 @@ async def change_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> 
 )
 async def rotate_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
     """The old secret ends now."""
+    await check_key(request, key_id)
     row, secret = await services_of(request).keys.rotate(key_id, by=actor_of(request))
     return key_object(row) | {"key": secret}
 
@@ -111,8 +117,28 @@ async def rotate_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> 
     "/admin/keys/{key_id:str}", guards=[needs_key], status_code=200, tags=["Administration"], summary="Remove a key"
 )
 async def delete_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, Any]:
+    await check_key(request, key_id)
     await services_of(request).keys.delete(key_id, by=actor_of(request))
     return {"id": key_id, "object": "key.deleted", "deleted": True}
+
+
+async def check_key(request: Request[Any, Any, Any], key_id: str) -> None:
+    """
+    Raises:
+        KeyNotFound, RoleForbidden
+    """
+    check_role(request, (await services_of(request).keys.get(key_id)).role)
+
+
+def check_role(request: Request[Any, Any, Any], name: str) -> None:
+    """Whoever may administer keys must not make themselves an administrator.
+
+    Raises:
+        RoleForbidden
+    """
+    caller, role = exchange_of(request).caller, services_of(request).roles.get(name)
+    if role is not None and role.administers and (caller is None or caller.role.name != ADMIN.name):
+        raise RoleForbidden(name)
 
 
 def key_object(row: KeyRow) -> dict[str, Any]:
