@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/sh
 SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean bench-relay bench-peers soak
+.PHONY: help run test lint format lock clean bench-relay bench-admission bench-peers soak
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -26,6 +26,9 @@ lint: .venv/dev.stamp ## ruff, mypy, import-linter, size ceilings
 
 bench-relay: .venv/dev.stamp ## what the gateway adds to a relayed request, beside nginx and its peers (needs wrk)
 	@$(BIN)/python -m tests.bench.relay
+
+bench-admission: .venv/dev.stamp ## what it costs to keep the limits, in memory and in Redis
+	@$(BIN)/python -m tests.bench.admission
 
 soak: .venv/dev.stamp ## half load for SOAK_MINUTES (30): memory, descriptors and tasks of the gateway must not grow
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m tests.bench.soak

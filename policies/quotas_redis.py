@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -77,6 +78,8 @@ class _Plan:
             "gauges": [limit.amount for limit in self.gauges],
             "lease": LEASE_S,
         }
+        self.opening = msgspec.json.encode(self.given)[:-1]
+        """`given` without its closing brace: each step adds its own."""
         self.measures = {limit.measure for limit in self.limits}
 
 
@@ -212,7 +215,8 @@ class RedisQuotas:
 
     def _step_of(self, name: str, plan: _Plan, request_id: str, amounts: Amounts) -> Step:
         keys = [f"{self._prefix}seeded", f"{self._prefix}h:{request_id}", *plan.keys]
-        return Step(name, keys, {**plan.given, "id": request_id, "amounts": amounts})
+        own = msgspec.json.encode({"id": request_id, "amounts": amounts})
+        return Step(name, keys, plan.opening + b"," + own[1:])
 
     async def _seed(self, plan: _Plan, places: Sequence[int]) -> None:
         await self.drain()
@@ -225,7 +229,7 @@ class RedisQuotas:
             seeds.append([[at_s, amount] for at_s, amount in used])
         keys = [f"{self._prefix}seeded", f"{self._prefix}h:", *(plan.windows[place] for place in places)]
         windows = [plan.given["windows"][place] for place in places]
-        await self._script.run(Step("seed", keys, {"windows": windows, "seeds": seeds}))
+        await self._script.run(Step("seed", keys, msgspec.json.encode({"windows": windows, "seeds": seeds})))
 
     def _refuse_if_full(self, plan: _Plan, answer: Answer, amounts: Amounts) -> None:
         if answer[0] == b"late":
@@ -312,7 +316,9 @@ class RedisQuotas:
             part = slots[start : start + BATCH]
             keys = list(dict.fromkeys(key for key, _ in part))
             given = {"slots": [[keys.index(key), name] for key, name in part], "lease": LEASE_S}
-            await self._script.run(Step("renew", [f"{self._prefix}seeded", f"{self._prefix}h:", *keys], given))
+            await self._script.run(
+                Step("renew", [f"{self._prefix}seeded", f"{self._prefix}h:", *keys], msgspec.json.encode(given))
+            )
 
 
 def _standings(plan: _Plan, answer: Answer) -> Standings:

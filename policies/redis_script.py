@@ -1,10 +1,9 @@
 """Runs the steps of one Lua script in Redis: in time, or not at all as far as whoever waits is concerned."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
@@ -23,7 +22,8 @@ Answer = Sequence[bytes]
 class Step(NamedTuple):
     name: str
     keys: Sequence[str]
-    given: Mapping[str, Any]
+    given: bytes
+    """JSON."""
 
 
 class Script:
@@ -95,8 +95,8 @@ class Script:
         if not self._sha:
             self._sha = str(await self._client.script_load(self._text))
 
-    def _arguments(self, step: Step) -> tuple[str, str, str]:
-        return step.name, repr(self._clock()) if self._clock is not None else "", json.dumps(step.given)
+    def _arguments(self, step: Step) -> tuple[str, str, bytes]:
+        return step.name, repr(self._clock()) if self._clock is not None else "", step.given
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:
