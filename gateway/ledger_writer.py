@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
+import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from gateway.journal import Journal
@@ -165,7 +166,7 @@ class LedgerWriter:
             return
         try:
             await self._ledger.add(list(ends.values()), contents)
-        except (DataError, IntegrityError) as exc:
+        except (DataError, IntegrityError, msgspec.ValidationError) as exc:
             if len(ends) + len(contents) == 1:
                 self._set_aside(*ends.values(), *contents, why=exc)
                 return

@@ -1,12 +1,13 @@
 """What was used, by whom: a row per finished request, and sums of them.
 
-Rows arrive as lines of JSON and go into the tables in one transaction, without being decoded here: the database reads them. A
-row whose id is there already changes nothing, so the same lines may come twice. Sums are kept by minute for a day, for short
+Rows arrive as lines of JSON and go into the tables with their sums in one transaction. A row whose id is there already changes
+nothing, so the same lines may come twice. Sums are kept by minute for a day, for short
 windows, and by hour for reports and long ones; limits are rebuilt from them, never from rows.
 """
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -22,11 +23,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Field, SQLModel
 
-from policies.ledger_sql import CONTENT, MICRO, ROW, array, insertion, summation
+from policies.ledger_sql import HOUR_S, MICRO, MINUTE_S, add_sums, insert_contents, insert_rows, read_lines
 from policies.quotas import Measure, Scope
 from policies.roles import ROLE
-
-MINUTE_S, HOUR_S = 60, 3600
 
 MINUTES_KEPT_S = 26 * HOUR_S
 """Windows up to a day are rebuilt from minutes."""
@@ -147,10 +146,6 @@ COUNTED = {
 class Ledger:
     def __init__(self, database: AsyncEngine) -> None:
         self._database = database
-        dialect = database.dialect.name
-        self._insert_rows = insertion("requests", ROW, dialect)
-        self._add_sums = summation(dialect)
-        self._insert_contents = insertion("request_contents", CONTENT, dialect)
 
     async def add(self, rows: Sequence[bytes], contents: Sequence[bytes] = ()) -> int:
         """
@@ -161,14 +156,29 @@ class Ledger:
         Returns:
             How many of the rows are new.
         """
-        lines = array(rows)
-        async with self._database.begin() as connection:
-            for grain_s in (MINUTE_S, HOUR_S):
-                await connection.execute(self._add_sums, {"lines": lines, "grain_s": grain_s})
-            added = (await connection.execute(self._insert_rows, {"lines": lines})).rowcount
-            if contents:
-                await connection.execute(self._insert_contents, {"lines": array(contents)})
-        return added
+        lines = read_lines(rows)
+        if not await self._added(rows, lines, contents):
+            known = await self._known([line.id for line in lines])
+            fresh = [(row, line) for row, line in zip(rows, lines, strict=True) if line.id not in known]
+            rows, lines = [row for row, _ in fresh], [line for _, line in fresh]
+            await self._added(rows, lines, contents)
+        return len(rows)
+
+    async def _added(self, rows: Sequence[bytes], lines: Sequence[Any], contents: Sequence[bytes]) -> bool:
+        """All or nothing; False: some are there already, so the sums of all would be too much."""
+        async with self._database.connect() as connection:
+            if rows and await insert_rows(connection, rows, lines) != len(rows):
+                await connection.rollback()
+                return False
+            await add_sums(connection, lines)
+            await insert_contents(connection, contents)
+            await connection.commit()
+            return True
+
+    async def _known(self, ids: Sequence[str]) -> set[str]:
+        async with self._database.connect() as connection:
+            query = select(requests.c.id).where(requests.c.id.in_(ids))
+            return set((await connection.execute(query)).scalars())
 
     async def used(self, scope: Scope, measure: Measure, *, since_s: float, now_s: float) -> list[tuple[float, int]]:
         """As `quotas.History`: sums that reach into that time, each at its end."""

@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, Select, and_, func, literal, select, tuple
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from policies.errors import NotThere
-from policies.ledger import HOUR_S, contents, feedback, requests, usage
-from policies.ledger_sql import MICRO, SUMS
+from policies.ledger import contents, feedback, requests, usage
+from policies.ledger_sql import HOUR_S, MICRO, SUMS
 
 DAY_S = 86_400
 

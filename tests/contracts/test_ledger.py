@@ -6,7 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.journal import Content, End
-from policies.ledger import HOUR_S, MINUTE_S, Ledger, contents, requests, usage
+from policies.ledger import Ledger, contents, requests, usage
+from policies.ledger_sql import HOUR_S, MINUTE_S
 from policies.quotas import Measure, Scope
 from tests.gateway.test_journal import end
 
