@@ -13,8 +13,8 @@ from gateway.journal import Begin, End, whole_lines
 
 log = logging.getLogger("chasqui.ledger")
 
-CHUNK_BYTES = 128 * 1024
-"""About two hundred requests: a millisecond or two of work at a time."""
+CHUNK_BYTES = 256 * 1024
+"""About four hundred requests: two milliseconds of work at a time."""
 
 
 class _Head(msgspec.Struct):

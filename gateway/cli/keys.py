@@ -1,40 +1,110 @@
 """`chasqui keys`: on the database itself, so it works whether or not a gateway runs."""
 
+import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gateway.cli.common import config_option, load_or_stop, opened_keys, run
+from gateway.cli.common import config_option, load_or_stop, opened_keys, run, stop
 
 if TYPE_CHECKING:
     from policies.keys import KeyRow
+    from policies.settings import LimitSettings
+
+LIMIT = re.compile(r"(?P<measure>[a-z_]+)=(?P<amount>[0-9.]+)(?:/(?P<per>[0-9a-z]+))?(?:@(?P<model>\S+))?")
 
 
 @click.group("keys")
 def command() -> None:
-    """Create, list, disable and remove keys. A running gateway follows within a second."""
+    """Create, list, change and remove keys. A running gateway follows within a second."""
+
+
+def narrowing(work: Callable[..., None]) -> Callable[..., None]:
+    """The options that create and update share."""
+    for option in reversed([
+        click.option("--expires-at", type=int, help="Unix seconds."),
+        click.option(
+            "--limit",
+            "limits",
+            multiple=True,
+            metavar="MEASURE=AMOUNT[/PER][@MODEL]",
+            help="requests=1000/1h, tokens=2000000/24h, cost_usd=5/month, concurrent=4, requests=10/1m@gpt-4*. Several times.",
+        ),
+        click.option("--model", "models", multiple=True, help="A glob of model names. Several times."),
+        click.option("--collection", "collections", multiple=True, help="A glob of collections."),
+        click.option("--prompt", "prompts", multiple=True, help="A glob of prompt templates."),
+        click.option("--path", "paths", multiple=True, help="A glob of paths."),
+        click.option(
+            "--log-content", type=click.Choice(["on", "off"]), help="Keep what is asked and answered with it."
+        ),
+    ]):  # fmt: skip
+        work = option(work)
+    return work
 
 
 @command.command("create")
 @click.option("--name", required=True, help="Who or what it is for.")
 @click.option("--role", default="default", show_default=True)
-@click.option("--expires-at", type=int, help="Unix seconds.")
+@narrowing
 @config_option
-def create(name: str, role: str, expires_at: int | None, config: Path | None) -> None:
+def create(
+    name: str, role: str, expires_at: int | None, limits: tuple[str, ...], log_content: str | None,
+    config: Path | None, **narrowed: tuple[str, ...],
+) -> None:  # fmt: skip
     """Create a key and print it, this once."""
     from policies.audit import CLI
     from policies.keys import NewKey
 
     loaded = load_or_stop(config)
+    new = NewKey(
+        name,
+        role,
+        expires_at,
+        limits=tuple(map(limit_of, limits)),
+        narrowed=given(narrowed),
+        log_content=log_content == "on",
+    )
 
     async def work() -> None:
         async with opened_keys(loaded) as keys:
-            row, secret = await keys.create(NewKey(name, role, expires_at), by=CLI)
+            row, secret = await keys.create(new, by=CLI)
             click.echo(f"{row.id} for '{row.name}' in role '{row.role}'; the key, shown this once:", err=True)
             click.echo(secret)
+
+    run(work)
+
+
+@command.command("update")
+@click.argument("key_id")
+@click.option("--name")
+@click.option("--role")
+@narrowing
+@config_option
+def change(
+    key_id: str, name: str | None, role: str | None, expires_at: int | None, limits: tuple[str, ...],
+    log_content: str | None, config: Path | None, **narrowed: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Change a key. What is not named stays; lists that are named replace what was there."""
+    from policies.audit import CLI
+
+    loaded = load_or_stop(config)
+    plain = {"name": name, "role": role, "expires_at": expires_at}
+    changes: dict[str, Any] = {field: value for field, value in plain.items() if value is not None}
+    if limits:
+        changes["limits"] = [limit_of(one).model_dump(exclude_none=True) for one in limits]
+    if log_content is not None:
+        changes["log_content"] = log_content == "on"
+
+    async def work() -> None:
+        async with opened_keys(loaded) as keys:
+            if globs := given(narrowed):
+                changes["narrowed"] = (await keys.get(key_id)).narrowed | globs
+            await keys.update(key_id, by=CLI, **changes)
+            click.echo(f"{key_id} is changed" if changes else "nothing was named to be changed")
 
     run(work)
 
@@ -60,6 +130,30 @@ def list_keys(config: Path | None) -> None:
             Console().print(table)
 
     run(work)
+
+
+def given(narrowed: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    return {kind: list(globs) for kind, globs in narrowed.items() if globs}
+
+
+def limit_of(words: str) -> "LimitSettings":
+    """`requests=1000/1h@gpt-4*`, or the end of the command with words of what is wrong."""
+    from pydantic import ValidationError
+
+    from policies.settings import LimitSettings
+
+    match = LIMIT.fullmatch(words)
+    if match is None:
+        stop(f"--limit {words}: write it like requests=1000/1h or cost_usd=5/month@gpt-4*", code=2)
+    fields = {match["measure"]: match["amount"], "per": match["per"], "model": match["model"]}
+    try:
+        return LimitSettings.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        where = ".".join(map(str, error["loc"]))
+        stop(
+            f"--limit {words}: {where}{': ' if where else ''}{str(error['msg']).removeprefix('Value error, ')}", code=2
+        )
 
 
 def _state(row: "KeyRow") -> str:

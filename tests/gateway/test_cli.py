@@ -1,9 +1,11 @@
 """The command line as a person meets it: a process of its own, words instead of tracebacks."""
 
+import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -233,3 +235,75 @@ def test_a_configuration_that_contains_itself_is_one_line(tmp_path: Path) -> Non
 
 def test_a_port_that_is_no_number_is_blamed_on_its_variable(config: Path) -> None:
     assert "CHASQUI_PORT is 'abc'" in chasqui("check", "--config", str(config), CHASQUI_PORT="abc").stderr
+
+
+def test_a_key_is_created_and_changed_with_all_that_it_may_have(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(QUOTE_ONLY.format(home=tmp_path))
+    wanted = ["--limit", "requests=1000/1h@gpt-4*", "--limit", "cost_usd=2.5/month", "--limit", "concurrent=4"]
+    made = chasqui(
+        "keys",
+        "create",
+        "--name",
+        "all",
+        *wanted,
+        "--model",
+        "gpt-*",
+        "--path",
+        "/v1/*",
+        "--log-content",
+        "on",
+        "--config",
+        str(file),
+    )
+    key_id = made.stderr.split()[0]
+    changed = chasqui(
+        "keys",
+        "update",
+        key_id,
+        "--name",
+        "some",
+        "--limit",
+        "tokens=5/1d",
+        "--model",
+        "llama",
+        "--model",
+        "quote",
+        "--config",
+        str(file),
+    )
+    assert changed.returncode == 0, changed.stderr
+    with sqlite3.connect(tmp_path / "chasqui.db") as database:
+        name, limits, narrowed, kept = database.execute(
+            "SELECT name, limits, narrowed, log_content FROM keys"
+        ).fetchone()
+        trail = database.execute("SELECT actor, action, details FROM audit ORDER BY at").fetchall()
+    database.close()
+    assert (name, kept) == ("some", 1)
+    assert json.loads(limits) == [{"per": "1d", "tokens": 5}]
+    assert json.loads(narrowed) == {"models": ["llama", "quote"], "paths": ["/v1/*"]}
+    assert [(actor, action) for actor, action, _ in trail] == [("cli", "key.create"), ("cli", "key.update")]
+    assert json.loads(trail[0][2])["limits"] == [
+        {"per": "1h", "requests": 1000, "model": "gpt-4*"},
+        {"per": "month", "cost_usd": 2.5},
+        {"concurrent": 4},
+    ]
+    assert made.stdout.strip() not in str(trail)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("lots", "write it like requests=1000/1h"),
+        ("requests=5", "need `per`"),
+        ("requests=5/1y", "10s, 5m, 1h or 30d"),
+        ("wishes=5/1h", "wishes: Extra inputs"),
+        ("concurrent=2/1h", "concurrent has none"),
+    ],
+)
+def test_a_limit_that_cannot_be_is_told_in_one_line(tmp_path: Path, words: str, told: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(QUOTE_ONLY.format(home=tmp_path))
+    made = chasqui("keys", "create", "--name", "x", "--limit", words, "--config", str(file))
+    assert (made.returncode, made.stdout) == (2, "")
+    assert told in made.stderr
