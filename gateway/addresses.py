@@ -29,7 +29,7 @@ class Addresses:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
+        path = "/" + scope["path"].lstrip("/")  # the router reads `//admin` as `/admin`
         for_admin = path == "/admin" or path.startswith("/admin/")
         if self._is_admin(scope["server"]):
             there = for_admin or path.startswith(BESIDE_ADMIN)

@@ -1,5 +1,5 @@
-"""Tells a webhook when a budget passes a threshold. Looks at the limits of keys that have just used something; says it again until
-the other side has taken it, for a day.
+"""Tells a webhook when a budget passes a threshold. Looks at what keys have used that have just used something, as the ledger says (what
+is only held may never be used); says it again until the other side has taken it, for a day.
 
 The call is signed as https://www.standardwebhooks.com describes, which is what OpenAI's own webhooks do.
 """
@@ -16,17 +16,18 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.settings_schema import AlertSettings
+from gateway.settings_secrets import signing_key
 from policies.alerts import AlertRow, Alerts, crossings
 from policies.errors import QuotaStoreDown
-from policies.quotas import QuotaStore
+from policies.quotas import History
 from policies.roles import Caller
+from policies.spans import reaches_back_to_s
 
 log = logging.getLogger("chasqui.alerts")
 
 EVERY_S = 2.0
 GIVEN_UP_S = 86_400.0
 TIMEOUT_S = 10.0
-SECRET_PREFIX = "whsec_"  # noqa: S105 - Standard Webhooks' mark of a secret in base64
 
 
 class _Line(msgspec.Struct):
@@ -34,6 +35,10 @@ class _Line(msgspec.Struct):
 
 
 _line = msgspec.json.Decoder(_Line)
+
+
+class WebhookRefused(Exception):
+    """It answered, and not with 2xx."""
 
 
 class Alerting:
@@ -48,7 +53,7 @@ class Alerting:
         self,
         settings: AlertSettings,
         alerts: Alerts,
-        quotas: QuotaStore,
+        history: History,
         *,
         secret: str | None,
         callers: Callable[[], Iterable[Caller]],
@@ -57,8 +62,8 @@ class Alerting:
     ) -> None:
         self._settings = settings
         self._alerts = alerts
-        self._quotas = quotas
-        self._secret = secret_bytes(secret) if secret else None
+        self._history = history
+        self._secret = signing_key(secret) if secret else None
         self._callers = callers
         self._clock = clock
         self._sleep = sleep
@@ -75,12 +80,10 @@ class Alerting:
                 await self._sleep(EVERY_S)
                 try:
                     await self._look()
-                    await self._tell(client)
-                    self._failing = False
-                except (SQLAlchemyError, OSError, QuotaStoreDown, httpx.HTTPError) as exc:
-                    if not self._failing:
-                        log.error("alerts cannot be noted or sent, they are tried again: %s", exc)
-                    self._failing = True
+                    if await self._tell(client):
+                        self._failing = False
+                except (SQLAlchemyError, OSError, QuotaStoreDown) as exc:
+                    self._say(exc)
 
     async def _look(self) -> None:
         touched, callers = self._touched, {caller.key_id: caller for caller in self._callers()}
@@ -95,23 +98,41 @@ class Alerting:
 
     async def _look_at(self, caller: Caller) -> None:
         now_s = self._clock()
-        if not any(limit.measure.value in self._settings.measures for limit in caller.limits):
-            return
-        for used in await self._quotas.look(caller.limits):
-            if used.limit.measure.value not in self._settings.measures:
+        for limit in caller.limits:
+            if limit.span is None or limit.measure.value not in self._settings.measures:
                 continue
-            for crossing in crossings(used, self._settings.thresholds, now_s):
+            since_s = reaches_back_to_s(limit.span, now_s)
+            used = sum([amount for _, amount in await self._history.used(limit.scope, limit.measure, since_s=since_s)])
+            for crossing in crossings(limit, used, self._settings.thresholds, now_s):
                 crossing.event.update(key=caller.key_id, key_name=caller.key_name, role=caller.role.name)
                 if await self._alerts.note(crossing, now_s):
                     log.warning("%s has used %g of its %s", *_words(crossing.event))
 
-    async def _tell(self, client: httpx.AsyncClient) -> None:
+    async def _tell(self, client: httpx.AsyncClient) -> bool:
+        """Whether all were heard. One that is not keeps none of the others back."""
+        heard = True
         for alert in await self._alerts.unsent(since_s=self._clock() - GIVEN_UP_S):
             body = body_of(alert)
             headers = {"content-type": "application/json", **self._signature(alert, body)}
-            answer = await client.post(self._settings.url, content=body, headers=headers)
-            answer.raise_for_status()
-            await self._alerts.sent(alert.id, self._clock())
+            try:
+                answer = await client.post(self._settings.url, content=body, headers=headers)
+            except httpx.HTTPError as exc:
+                self._say(exc)
+                heard = False
+                continue
+            if answer.is_success:
+                await self._alerts.sent(alert.id, self._clock())
+            else:
+                self._say(WebhookRefused(f"status {answer.status_code}"))
+                heard = False
+        return heard
+
+    def _say(self, exc: Exception) -> None:
+        """Once, and without the webhook's address, which may be a secret."""
+        if not self._failing:
+            words = exc if isinstance(exc, WebhookRefused) else type(exc).__name__
+            log.error("alerts cannot be noted or sent, they are tried again: %s", words)
+        self._failing = True
 
     def _signature(self, alert: AlertRow, body: bytes) -> dict[str, str]:
         name, at = message_id(alert), str(int(self._clock()))
@@ -136,12 +157,6 @@ def body_of(alert: AlertRow) -> bytes:
         "data": alert.event,
     }
     return msgspec.json.encode(event)
-
-
-def secret_bytes(secret: str) -> bytes:
-    if secret.startswith(SECRET_PREFIX):
-        return base64.b64decode(secret.removeprefix(SECRET_PREFIX))
-    return secret.encode()
 
 
 def _words(event: dict[str, object]) -> tuple[object, object, str]:

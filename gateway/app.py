@@ -182,7 +182,7 @@ def build_alerting(loaded: Loaded, house: House, callers: Callable[[], Iterable[
     if settings is None:
         return None
     secret = loaded.secrets[settings.secret_env] if settings.secret_env is not None else None
-    alerting = Alerting(settings, Alerts(house.database), house.quotas, secret=secret, callers=callers, clock=time.time)
+    alerting = Alerting(settings, Alerts(house.database), house.writer, secret=secret, callers=callers, clock=time.time)
     house.writer.tell(alerting.used)
     return alerting
 
@@ -207,7 +207,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
     )
     targets = build_targets(loaded, backends)
     roles = all_roles(settings.roles)
-    books = Bookkeeping(house.quotas, house.journal, house.metrics)
+    books = Bookkeeping(house.quotas, house.journal, house.metrics, work_ms=house.work_ms)
     encodings = Encodings(loaded.tiktoken_dir)
     searchers, ingestions = build_collections(loaded, house, backends, previous)
     collections = {collection.name: collection for collection in settings.collections}

@@ -73,7 +73,6 @@ class Attempts:
             return None
         if self._backends[target.stations[0].backend].local or ("prompt" in body and exchange.path == CHAT):
             return None
-        exchange.prompt_tokens = len(body.raw) // BYTES_PER_TOKEN
         return upper_bound(len(body.raw)), answer_bound(body, target)
 
     async def ask(self, exchange: Exchange, target: Target, body: Body) -> Question:
@@ -117,6 +116,7 @@ class Attempts:
             headers=exchange.crossing,
             meter=exchange.meter,
         )
+        exchange.prompt_tokens = len(body.raw) // BYTES_PER_TOKEN
         size = await self._size(exchange, question, backend, call)
         if question.found:
             call, size = await self._with_passages(question, backend, call, size)
@@ -209,7 +209,6 @@ class Attempts:
     async def _hold_bounded(self, exchange: Exchange, call: Call, answer_tokens: int) -> None:
         raw = call.body.raw
         try:
-            exchange.prompt_tokens = len(raw) // BYTES_PER_TOKEN
             await self._books.hold(exchange, upper_bound(len(raw)), answer_tokens)
         except QuotaExceeded:
             exchange.prompt_tokens = await closer_bound(raw, self._encodings)
@@ -251,14 +250,14 @@ def check_prompt_call(given: PromptCall | None, target: Target) -> None:
 
 
 def max_tokens_of(body: Body) -> int | None:
-    """What the client allows an answer, per choice; a limit below zero is none, as some engines read it.
+    """What the client allows an answer, per choice, by the larger of two names; a limit below zero is none, as some engines read it.
 
     Legacy completions without it get OpenAI's sixteen.
     """
-    for name in ("max_completion_tokens", "max_tokens"):
-        if (value := body.read(name, int)) is not None:
-            return value if value >= 0 else None
-    return 16 if "messages" not in body else None
+    given = [value for name in ("max_completion_tokens", "max_tokens") if (value := body.read(name, int)) is not None]
+    if any(value < 0 for value in given):
+        return None
+    return max(given, default=16 if "messages" not in body else None)
 
 
 def _ends_in_tool_result(body: Body) -> bool:

@@ -37,4 +37,5 @@ async def needs_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRoute
     scope: Any = connection.scope
     exchange: Exchange = scope["exchange"]
     authorization = dict(scope["headers"]).get(b"authorization", b"")
-    exchange.caller = authenticate(authorization, scope["path"], scope)
+    path = "/" + scope["path"].lstrip("/")  # the router reads `//admin` as `/admin`
+    exchange.caller = authenticate(authorization, path, scope)

@@ -24,7 +24,7 @@ ADMISSION = {Measure.REQUESTS: 1, Measure.CONCURRENT: 1}
 COUNTED = (Measure.TOKENS, Measure.COST)
 """What can only be held when the tokens of a request are known."""
 
-GUESSED_MS = 1
+GUESSED_MS = 1000
 """Of work on this machine, for a backend that has not worked yet."""
 
 WORK_MEMORY = 0.2
@@ -34,6 +34,7 @@ WORK_MEMORY = 0.2
 class Bookkeeping:
     """
     Args:
+        work_ms: by backend of this machine, what a request keeps it busy for, as a decaying mean; outlives a configuration.
         clock: Unix seconds.
         elapsed: seconds, of the same clock that exchanges and meters use.
     """
@@ -44,6 +45,7 @@ class Bookkeeping:
         journal: Journal,
         metrics: Metrics,
         *,
+        work_ms: dict[str, float] | None = None,
         clock: Callable[[], float] = time.time,
         elapsed: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -52,8 +54,7 @@ class Bookkeeping:
         self._metrics = metrics
         self._clock = clock
         self._elapsed = elapsed
-        self._work_ms: dict[str, float] = {}
-        """By backend of this machine: what a request keeps it busy for, as a decaying mean."""
+        self._work_ms = work_ms if work_ms is not None else {}
 
     def of(self, exchange: Exchange, outlet: Outlet, asked: bytes = b"") -> "_Open":
         """Around everything that is done for a request: its books are closed on every way out, with what happened."""
@@ -98,8 +99,11 @@ class Bookkeeping:
         """
         assert exchange.caller is not None
         if exchange.caller.limits_any(Measure.COMPUTE):
-            expected = max(GUESSED_MS, round(self._work_ms.get(backend, 0)))
-            await self._raise(exchange, {Measure.COMPUTE: expected})
+            expected = max(1, round(self._work_ms.get(backend, GUESSED_MS)))
+            least = min(
+                (limit.amount for limit in exchange.limits if limit.measure is Measure.COMPUTE), default=expected
+            )
+            await self._raise(exchange, {Measure.COMPUTE: max(1, min(expected, least))})
 
     async def _raise(self, exchange: Exchange, amounts: dict[Measure, int]) -> None:
         held = exchange.held
@@ -165,7 +169,12 @@ class Bookkeeping:
         try:
             self._write_end(exchange, now_s, cost, work_ms)
         finally:
-            used = {Measure.TOKENS: exchange.usage.total_tokens, Measure.COST: cost, Measure.COMPUTE: work_ms}
+            used = {
+                Measure.REQUESTS: int(exchange.admitted),
+                Measure.TOKENS: exchange.usage.total_tokens,
+                Measure.COST: cost,
+                Measure.COMPUTE: work_ms,
+            }
             exchange.standing = {**exchange.standing, **self._quotas.settle(exchange.id, used)}
             self._metrics.settled(exchange, cost=cost, work_ms=work_ms)
 
@@ -222,6 +231,7 @@ class _Open:
             exchange.outcome = "client_left"
         elif exc is not None:
             if isinstance(exc, QuotaExceeded):
+                exchange.admitted = exchange.began  # refused for its tokens: it does not count as a request
                 exchange.standing |= exc.standings
                 self._books.count_refusal(exc.measure)
             told = explain(GatewayStopping() if isinstance(exc, CancelledError) else exc).meaning

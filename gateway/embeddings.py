@@ -12,7 +12,7 @@ from backends.encodings import EncodingMissing, Encodings
 from backends.errors import BackendError, InvalidRequest
 from backends.wire import Body, Usage
 from gateway.attribution import attribute
-from gateway.bookkeeping import Bookkeeping
+from gateway.bookkeeping import BYTES_PER_TOKEN, Bookkeeping
 from gateway.exchange import Exchange
 from gateway.outlet import Outlet
 from gateway.targets import Targets
@@ -101,6 +101,7 @@ class Embeddings:
             exchange.waited_s += self._clock() - waiting_since
 
     async def _ask(self, exchange: Exchange, station: Station, texts: list[str], body: Body) -> Embedded:
+        exchange.prompt_tokens = sum(map(len, texts)) // BYTES_PER_TOKEN
         await self._hold(exchange, station.backend, texts, body)
         self._books.begin(exchange)
         own = body.replace(model=station.model)

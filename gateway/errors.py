@@ -5,6 +5,7 @@ docs/errors.md repeats the rows, and a test compares.
 
 import logging
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -44,6 +45,9 @@ from policies.retries import retry_after_s
 from retrieval.errors import CollectionNotReady, DocumentUnreadable, EmbeddingFailed, TokensUndecodable
 
 log = logging.getLogger("chasqui")
+
+PLAIN_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+"""Of an upstream's codes, those that go on, into logs as well; the others might be anything, a prompt for one."""
 
 
 class GatewayError(Exception):
@@ -174,7 +178,8 @@ def explain(exc: BaseException) -> Failure:
 
 def _upstream_meaning(exc: UpstreamRefused) -> Meaning:
     default = {404: "not_found", 413: "request_too_large", 429: "rate_limit_exceeded"}.get(exc.status, "invalid_value")
-    return Meaning(exc.status, exc.type, exc.code or default)
+    plain = exc.code is not None and PLAIN_CODE.fullmatch(exc.code)
+    return Meaning(exc.status, exc.type, exc.code if exc.code and plain else default)
 
 
 def _retry_headers(exc: BaseException, meaning: Meaning) -> dict[str, str]:

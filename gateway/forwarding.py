@@ -27,16 +27,19 @@ from gateway.tries import Tries
 from policies.errors import PathHidden
 from policies.token_counts import UPSTREAM_MAX_TOKENS, upper_bound
 
+GENERATING = ("/v1/responses",)
+"""Paths whose answers have tokens, as many as the upstream likes where the client does not say."""
+
 
 class Content(Protocol):
     """What a client sent."""
 
     model: str
     content_type: str
-    answer_tokens: int
-    """Of its answer, at most; 0 where that cannot be told."""
+    answer_tokens: int | None
+    """Of its answer, at most; None: as many as the upstream likes."""
     bound_tokens: int
-    """Of its prompt, at most; 0 where that cannot be told."""
+    """Of its prompt, at most, or where that cannot be told one: whoever has nothing left is refused."""
     prompt_tokens: int
     """What its prompt takes, about; for clients who leave before the upstream has said."""
 
@@ -53,11 +56,11 @@ class Content(Protocol):
 class JsonContent:
     content_type = "application/json"
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Body, path: str) -> None:
         self._body = body
         self.model = body.require("model", str)
-        answer = body.read("max_output_tokens", int, UPSTREAM_MAX_TOKENS if "max_output_tokens" in body else 0)
-        self.answer_tokens = max(0, answer)
+        asked = body.read("max_output_tokens", int)
+        self.answer_tokens = max(0, asked) if asked is not None else None if path in GENERATING else 0
         self.bound_tokens = upper_bound(len(body.raw))
         self.asked = body.raw
         self.prompt_tokens = len(body.raw) // 4
@@ -70,7 +73,9 @@ class JsonContent:
 
 
 class FormContent:
-    answer_tokens = bound_tokens = prompt_tokens = 0
+    answer_tokens: int | None = 0
+    prompt_tokens = 0
+    bound_tokens = 1
     asked = b""
 
     def __init__(self, form: Form) -> None:
@@ -121,8 +126,11 @@ class Forwarding:
             tries = self._tries(exchange, target)
             await self._books.admit(exchange)
             exchange.prompt_tokens = content.prompt_tokens
-            if content.bound_tokens and self._books.counts_tokens(exchange):
-                await self._books.hold(exchange, content.bound_tokens, content.answer_tokens)
+            if self._books.counts_tokens(exchange):
+                tokens = content.answer_tokens
+                if tokens is None:
+                    tokens = target.settings.default_max_tokens or UPSTREAM_MAX_TOKENS
+                await self._books.hold(exchange, content.bound_tokens, tokens)
             answer = await self._asked(exchange, tries, content)
             try:
                 if answer.whole is not None:

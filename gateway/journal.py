@@ -93,6 +93,8 @@ class Journal:
         self._numbers = itertools.count()
         self._file: int | None = None
         self._written = 0
+        self._locks: dict[Path, int] = {}
+        """Of files that nothing more comes into: they are this process's as long as they are there."""
         self.files: list[Path] = []
         """Those that this process has written and that are still there, oldest first; the last one may grow."""
         self.failing = False
@@ -129,10 +131,23 @@ class Journal:
         self._write(encode(entry) if content is None else encode(content) + encode(entry))
 
     def close(self) -> None:
-        """The file is whole; the next line begins another."""
+        """The file is whole; the next line begins another. It stays locked, so that nobody takes it for a dead process's."""
         if self._file is not None:
-            os.close(self._file)
+            self._locks[self.files[-1]] = self._file
             self._file = None
+
+    def forget(self, path: Path) -> None:
+        """All of it is in the ledger."""
+        self.files.remove(path)
+        if path in self._locks:
+            os.close(self._locks.pop(path))
+
+    def release(self) -> None:
+        """At the end: whoever starts next in this folder takes over what is left."""
+        self.close()
+        for file in self._locks.values():
+            os.close(file)
+        self._locks.clear()
 
     @property
     def growing(self) -> Path | None:

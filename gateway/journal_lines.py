@@ -10,6 +10,8 @@ LEFT = 499
 """nginx's status for a client that left before its answer."""
 
 MAX_MODEL_CHARS = 256
+MAX_ERROR_CHARS = 64
+"""Of a code, which may be an upstream's."""
 
 
 def begin_of(exchange: Exchange, now_s: float) -> Begin:
@@ -58,7 +60,7 @@ def end_of(exchange: Exchange, now_s: float, *, total_s: float, cost: int, work_
         total_ms=total_ms,
         status=exchange.status or (LEFT if exchange.outcome == "client_left" else 200),
         outcome=exchange.outcome,
-        error=exchange.error,
+        error=plain(exchange.error, MAX_ERROR_CHARS),
         cache=exchange.cache or "",
         user=exchange.user,
         tags=exchange.tags,

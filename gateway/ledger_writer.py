@@ -5,8 +5,9 @@ not answer, the files wait.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -16,7 +17,10 @@ from gateway.journal_reader import Reader
 from gateway.settings_schema import LedgerSettings
 from policies.errors import QuotaStoreDown
 from policies.ledger import Ledger
+from policies.ledger_sql import read_lines
 from policies.quotas import Measure, Scope
+
+T = TypeVar("T")
 
 log = logging.getLogger("chasqui.ledger")
 
@@ -26,7 +30,10 @@ ADOPT_EVERY = 10
 """Rounds between two searches for files of dead processes."""
 
 PRUNE_EVERY_S = 3600.0
-HISTORY_TIMEOUT_S = 5.0
+HISTORY_TIMEOUT_S = 2.0
+LEFT_ALONE_S = 1.0
+"""A database that did not answer is not asked again for so long: nobody else waits for it."""
+
 
 UNREADABLE = "refused.lines"
 """Beside the journal: lines that the database will not take."""
@@ -59,6 +66,9 @@ class LedgerWriter:
         self._readers: dict[Path, Reader] = {}
         self._lock = asyncio.Lock()
         self._prune_at_s = 0.0
+        self._adopted = False
+        """What dead processes had left at the start is in the ledger."""
+        self._down_until_s = 0.0
         self.failing = False
         """The database did not take the last lines."""
 
@@ -87,6 +97,9 @@ class LedgerWriter:
             if not self.failing:
                 log.error("the ledger cannot be written, the journal keeps everything meanwhile: %s", _cause(exc))
             self.failing = True
+        except Exception:  # the edge of a background job: whatever it is, the next round tries again
+            log.exception("the ledger's job stumbled")
+            self.failing = True
 
     async def catch_up(self) -> None:
         """Until everything that this process has written so far is in the database.
@@ -94,7 +107,7 @@ class LedgerWriter:
         Raises:
             SQLAlchemyError, OSError
         """
-        sizes = {path: path.stat().st_size for path in self._journal.files}  # what comes later is not waited for
+        sizes = {path: size for path in self._journal.files if (size := self._size_of(path)) is not None}
         async with self._lock:
             for path, size in sizes.items():
                 if path not in self._journal.files:
@@ -121,6 +134,7 @@ class LedgerWriter:
                     await self._add(crashed, [])
                 for reader in readers:
                     reader.path.unlink(missing_ok=True)
+                self._adopted = True
                 if readers:
                     log.info(
                         "%d journals of ended processes are in the ledger; %d requests were cut off",
@@ -133,11 +147,36 @@ class LedgerWriter:
 
     async def used(self, scope: Scope, measure: Measure, *, since_s: float) -> list[tuple[float, int]]:
         """Implements `quotas.History`."""
+        return await self._told(self._used(scope, measure, since_s))
+
+    async def recent(self, scope: Scope, measure: Measure, *, since_s: float, until_s: float) -> int:
+        return await self._told(self._ledger.recent(scope, measure, since_s=since_s, until_s=until_s))
+
+    async def _used(self, scope: Scope, measure: Measure, since_s: float) -> list[tuple[float, int]]:
+        if not self._adopted:
+            await self.adopt()
+        await self.catch_up()
+        return await self._ledger.used(scope, measure, since_s=since_s, now_s=self._clock())
+
+    async def _told(self, question: Coroutine[Any, Any, T]) -> T:
+        """Not cancelled when it takes too long: a database that hangs takes its time for that as well.
+
+        Raises:
+            QuotaStoreDown
+        """
+        if self._clock() < self._down_until_s:
+            question.close()
+            raise QuotaStoreDown("the database did not say a moment ago what was used before")
+        asking = asyncio.create_task(question)
+        await asyncio.wait({asking}, timeout=HISTORY_TIMEOUT_S)
+        if not asking.done():
+            asking.add_done_callback(_retrieved)
+            self._down_until_s = self._clock() + LEFT_ALONE_S
+            raise QuotaStoreDown("the database does not say in time what was used before")
         try:
-            async with asyncio.timeout(HISTORY_TIMEOUT_S):
-                await self.catch_up()
-                return await self._ledger.used(scope, measure, since_s=since_s, now_s=self._clock())
+            return asking.result()
         except (SQLAlchemyError, OSError, TimeoutError) as exc:
+            self._down_until_s = self._clock() + LEFT_ALONE_S
             raise QuotaStoreDown(f"what was used before cannot be read: {_cause(exc)}") from exc
 
     @property
@@ -166,7 +205,10 @@ class LedgerWriter:
             return
         try:
             await self._ledger.add(list(ends.values()), contents)
-        except (DataError, IntegrityError, msgspec.ValidationError) as exc:
+        except msgspec.ValidationError:
+            ends = self._readable(ends)
+            await self._ledger.add(list(ends.values()), contents)
+        except (DataError, IntegrityError) as exc:
             if len(ends) + len(contents) == 1:
                 self._set_aside(*ends.values(), *contents, why=exc)
                 return
@@ -177,10 +219,35 @@ class LedgerWriter:
         if self._added is not None:
             self._added(list(ends.values()))
 
+    def _readable(self, ends: Lines) -> Lines:
+        """Those that this version of the program has written; the others are set aside."""
+        good: Lines = {}
+        for name, line in ends.items():
+            try:
+                read_lines([line])
+                good[name] = line
+            except msgspec.ValidationError as exc:
+                self._set_aside(line, why=exc)
+        return good
+
     def _set_aside(self, *lines: bytes, why: Exception) -> None:
         log.error("a line of the journal is not taken by the database and kept in %s: %s", UNREADABLE, _cause(why))
         with (self._journal.folder / UNREADABLE).open("ab") as file:
             file.write(b"".join(line + b"\n" for line in lines))
+
+    def _size_of(self, path: Path) -> int | None:
+        """What comes later is not waited for. None: somebody has removed the file, and nobody has it open."""
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            if path == self._journal.growing:
+                self._journal.close()  # the next line begins another
+            reader = self._readers.get(path)
+            if reader is not None:
+                return reader.size
+            log.error("%s was removed before it was read; what was in it is not in the ledger", path)
+            self._journal.forget(path)
+            return None
 
     def _left_behind(self) -> list[Reader]:
         readers = []
@@ -199,7 +266,7 @@ class LedgerWriter:
             if path != self._journal.growing and not reader.open and reader.at_end:
                 path.unlink(missing_ok=True)
                 reader.close()
-                self._journal.files.remove(path)
+                self._journal.forget(path)
                 del self._readers[path]
 
     async def _prune(self) -> None:
@@ -214,6 +281,11 @@ class LedgerWriter:
         self._prune_at_s = now_s + PRUNE_EVERY_S
         if gone:
             log.info("%d requests older than %g days left the ledger", gone, self._settings.retention_days)
+
+
+def _retrieved(task: "asyncio.Task[object]") -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _cause(exc: BaseException) -> object:

@@ -47,5 +47,6 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         house.journal.close()
         await house.writer.attempt(adopt=False)
         house.writer.close()
+        house.journal.release()
         house.access_log.flush()
         await house.database.dispose()

@@ -16,6 +16,7 @@ from gateway.jobs import Jobs
 from gateway.services import Services
 from gateway.settings import ConfigInvalid, Loaded, watched_files
 from gateway.telemetry import Telemetry
+from policies.audit import RELOAD
 from policies.errors import PolicyError
 
 log = logging.getLogger("chasqui")
@@ -70,11 +71,20 @@ class Reloader:
                 before.metrics.reloaded(taken=False)
                 return False
             self._app.services = services
+            await self._keys_again(services)
             self._jobs.serve(services)
             self._retire(before, services)
             services.metrics.reloaded(taken=True)
             log.info("the configuration of %s is in force%s", loaded.path, _needs_restart(before.loaded, loaded))
             return True
+
+    async def _keys_again(self, services: Services) -> None:
+        """What was changed while they were read went to those that are no longer in use."""
+        try:
+            await services.keys.reload()
+            await services.house.audit.record(RELOAD, "config.reload", str(services.loaded.path))
+        except SQLAlchemyError as exc:
+            log.error("the keys could not be read again, or the audit not be written: %s", exc)
 
     async def watch_files(self) -> None:
         """Reload when a file of the configuration was saved, and has then been left alone for a moment."""

@@ -49,6 +49,8 @@ class House:
     access_log: AccessLog
     metrics: Metrics
     connect: Connect
+    work_ms: dict[str, float] = field(default_factory=dict)
+    """By backend of this machine: what a request keeps it busy for."""
 
 
 @dataclass

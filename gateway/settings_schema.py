@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -90,9 +91,32 @@ class QuotaSettings(Settings):
     @field_validator("store")
     @classmethod
     def _can_be_asked(cls, store: str) -> str:
-        if store != "memory" and not re.fullmatch(r"(redis|rediss|unix)://\S+", store):
-            raise ValueError("is `memory`, or an address like redis://host:6379/0, rediss://… or unix:///path")
+        if store != "memory":
+            check_redis_address(store)
         return store
+
+
+REDIS_OPTIONS = {"db", "username", "password", "ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+
+
+def check_redis_address(address: str) -> None:
+    """
+    Raises:
+        ValueError: in words that repeat none of it, for it holds a password.
+    """
+    if not re.fullmatch(r"(redis|rediss|unix)://\S+", address):
+        raise ValueError("is `memory`, or an address like redis://host:6379/0, rediss://… or unix:///path")
+    try:
+        parts = urlsplit(address)
+        sound = parts.port is None or parts.port > 0
+    except ValueError:
+        sound = False
+    if not sound or parts.fragment or (parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path)):
+        raise ValueError(
+            "is no address of a Redis; what is special in a password is written as %2F for /, %23 for #, %40 for @"
+        )
+    if unknown := sorted({name for name, _ in parse_qsl(parts.query)} - REDIS_OPTIONS):
+        raise ValueError(f"has the option '{unknown[0]}', which is none of {', '.join(sorted(REDIS_OPTIONS))}")
 
 
 class LedgerSettings(Settings):

@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Field, SQLModel
 
-from policies.quotas import Limit, Used
+from policies.quotas import Limit
 from policies.spans import Calendar
 
 KEPT_S = 86_400 * 90
@@ -30,25 +30,35 @@ alerts: Table = AlertRow.__table__  # type: ignore[attr-defined]
 
 
 class Crossing(NamedTuple):
-    id: str
+    name: str
+    """Of limit and threshold."""
+    number: int
+    """Of the window."""
+    quiet_s: float
+    """For so long after one crossing there is no other of that name; 0 where the window's number says it all."""
     event: dict[str, Any]
 
-
-def crossings(used: Used, thresholds: list[float], now_s: float) -> list[Crossing]:
-    """The thresholds that a limit has reached. A window that stays full crosses again when its length has passed."""
-    limit, amount = used
-    return [
-        Crossing(_name(limit, threshold, now_s), _event(limit, amount, threshold))
-        for threshold in thresholds
-        if limit.amount > 0 and amount >= threshold * limit.amount
-    ]
+    @property
+    def id(self) -> str:
+        return f"{self.name}|{self.number}"
 
 
-def _name(limit: Limit, threshold: float, now_s: float) -> str:
+def crossings(limit: Limit, used: int, thresholds: list[float], now_s: float) -> list[Crossing]:
+    """The thresholds that a limit has reached. A rolling window that stays full crosses again when its length has passed."""
     span = limit.span
     assert span is not None
-    number = span.slice_at(now_s) if isinstance(span, Calendar) else math.floor(now_s / span.seconds)
-    return f"{limit.scope}|{limit.measure}|{span}|{limit.amount}|{threshold:g}|{number}"
+    number = span.slice_at(now_s) if isinstance(span, Calendar) else math.floor(now_s)
+    quiet_s = 0.0 if isinstance(span, Calendar) else span.seconds
+    return [
+        Crossing(
+            f"{limit.scope}|{limit.measure}|{span}|{limit.amount}|{threshold:g}",
+            number,
+            quiet_s,
+            _event(limit, used, threshold),
+        )
+        for threshold in thresholds
+        if limit.amount > 0 and used >= threshold * limit.amount
+    ]
 
 
 def _event(limit: Limit, amount: int, threshold: float) -> dict[str, Any]:
@@ -72,6 +82,13 @@ class Alerts:
         """Whether it is new."""
         insert = postgresql.insert if self._database.dialect.name == "postgresql" else sqlite.insert
         row = {"id": crossing.id, "event": crossing.event, "made_at": int(now_s)}
+        before = select(alerts.c.id).where(
+            alerts.c.id.startswith(f"{crossing.name}|", autoescape=True),
+            alerts.c.made_at > int(now_s - crossing.quiet_s),
+        )
+        async with self._database.connect() as connection:
+            if crossing.quiet_s and (await connection.execute(before.limit(1))).first() is not None:
+                return False
         async with self._database.begin() as connection:
             made = insert(alerts).values(row).on_conflict_do_nothing().returning(alerts.c.id)
             return (await connection.execute(made)).first() is not None

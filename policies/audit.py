@@ -41,6 +41,7 @@ class Actor(NamedTuple):
 
 CLI = Actor("cli")
 START = Actor("start")
+RELOAD = Actor("reload")
 
 
 async def record(
@@ -75,6 +76,8 @@ class Audit:
             NotThere: there is no `after`.
         """
         query = select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
+        if not (object_ or "").isprintable() or not (after or "").isprintable():
+            return []
         if object_ is not None:
             query = query.where(audit.c.object == object_)
         async with self._database.connect() as connection:

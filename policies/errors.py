@@ -48,8 +48,10 @@ class NotThere(PolicyError):
 
 
 class RoleUnknown(PolicyError):
+    param = "role"
+
     def __init__(self, role: str, known: list[str]) -> None:
-        super().__init__(f"there is no role '{role}'; the configuration has: {', '.join(known)}")
+        super().__init__(f"there is no role '{role[:128]}'; the configuration has: {', '.join(known)}")
 
 
 class PathForbidden(PolicyError):

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from policies.errors import NotThere
@@ -36,6 +37,7 @@ class Feedbacks:
             request = (await connection.execute(query)).first()
             if request is None or (key is not None and request.key != key):
                 raise NotThere("request", request_id)
-            await connection.execute(delete(feedback).where(feedback.c.id == request_id))
             row = {"id": request_id, "key": request.key, "model": request.model, **said._asdict()}
-            await connection.execute(insert(feedback).values(row))
+            insert = postgresql.insert if self._database.dialect.name == "postgresql" else sqlite.insert
+            given = insert(feedback).values(row)
+            await connection.execute(given.on_conflict_do_update(index_elements=["id"], set_=said._asdict()))

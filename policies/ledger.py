@@ -143,6 +143,14 @@ COUNTED = {
 }
 
 
+IN_A_ROW = {
+    Measure.REQUESTS: requests.c.admitted,
+    Measure.TOKENS: requests.c.prompt_tokens + requests.c.completion_tokens,
+    Measure.COST: requests.c.cost,
+    Measure.COMPUTE: requests.c.compute_ms,
+}
+
+
 class Ledger:
     def __init__(self, database: AsyncEngine) -> None:
         self._database = database
@@ -157,11 +165,10 @@ class Ledger:
             How many of the rows are new.
         """
         lines = read_lines(rows)
-        if not await self._added(rows, lines, contents):
+        while not await self._added(rows, lines, contents):
             known = await self._known([line.id for line in lines])
             fresh = [(row, line) for row, line in zip(rows, lines, strict=True) if line.id not in known]
             rows, lines = [row for row, _ in fresh], [line for _, line in fresh]
-            await self._added(rows, lines, contents)
         return len(rows)
 
     async def _added(self, rows: Sequence[bytes], lines: Sequence[Any], contents: Sequence[bytes]) -> bool:
@@ -196,6 +203,21 @@ class Ledger:
             for start, name, amount in rows
             if amount and (model is None or fnmatchcase(name, model))
         ]
+
+    async def recent(self, scope: Scope, measure: Measure, *, since_s: float, until_s: float) -> int:
+        """As `quotas.History`, over rows."""
+        key = (
+            requests.c.role == scope.holder.removeprefix(ROLE)
+            if scope.holder.startswith(ROLE)
+            else requests.c.key == scope.holder
+        )
+        query = select(requests.c.model, func.sum(IN_A_ROW[measure])).where(
+            key, requests.c.at > int(since_s * MICRO), requests.c.at <= int(until_s * MICRO)
+        )
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(query.group_by(requests.c.model))).all()
+        model = scope.model
+        return sum(int(amount) for name, amount in rows if model is None or fnmatchcase(name, model))
 
     async def prune(self, *, rows_before_s: float, hours_before_s: float, now_s: float) -> int:
         """Remove what is older, a part at a time. Returns how many rows of requests went."""

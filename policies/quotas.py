@@ -64,12 +64,6 @@ Amounts = Mapping[Measure, int]
 Standings = dict[Measure, Standing]
 
 
-class Used(NamedTuple):
-    limit: Limit
-    amount: int
-    """In its window now, what is held included."""
-
-
 class QuotaStore(Protocol):
     """Implementations: `quotas_memory.MemoryQuotas`, `quotas_redis.RedisQuotas`, and `quotas_guard.GuardedQuotas` around one.
 
@@ -113,14 +107,6 @@ class QuotaStore(Protocol):
         """Count what was used without having been reserved here, as soon as it can be. Never fails, never waits."""
         ...
 
-    async def look(self, limits: Sequence[Limit]) -> list[Used]:
-        """How full the windows of these limits are.
-
-        Raises:
-            QuotaStoreDown
-        """
-        ...
-
     async def drain(self) -> None:
         """Until everything that has been settled by now is in force, or the store is known not to answer."""
         ...
@@ -139,10 +125,21 @@ class History(Protocol):
         """
         ...
 
+    async def recent(self, scope: Scope, measure: Measure, *, since_s: float, until_s: float) -> int:
+        """Of what is known by now: the sum over requests that ended in that time.
+
+        Raises:
+            QuotaStoreDown
+        """
+        ...
+
 
 class NoHistory:
     async def used(self, scope: Scope, measure: Measure, *, since_s: float) -> Sequence[tuple[float, int]]:
         return ()
+
+    async def recent(self, scope: Scope, measure: Measure, *, since_s: float, until_s: float) -> int:
+        return 0
 
 
 def limits_of(settings: Iterable[LimitSettings], *, holder: str) -> list[Limit]:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from policies.errors import QuotaStoreDown
-from policies.quotas import Amounts, Limit, Measure, QuotaStore, Standings, Used
+from policies.quotas import Amounts, Limit, Measure, QuotaStore, Standings
 from policies.quotas_memory import MemoryQuotas
 
 log = logging.getLogger("chasqui.quotas")
@@ -45,7 +45,8 @@ class GuardedQuotas:
             await fallback.reserve(request_id, limits, amounts)
             self._alone[request_id] = limits
         else:
-            self._answered()
+            if limits:  # else nobody was asked
+                self._answered()
 
     async def raise_to(self, request_id: str, amounts: Amounts) -> None:
         if request_id in self._alone and self._fallback is not None:
@@ -68,9 +69,6 @@ class GuardedQuotas:
 
     def charge(self, request_id: str, limits: Sequence[Limit], used: Amounts) -> None:
         self._store.charge(request_id, limits, used)
-
-    async def look(self, limits: Sequence[Limit]) -> list[Used]:
-        return await self._store.look(limits)
 
     async def drain(self) -> None:
         await self._store.drain()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from policies.errors import QuotaExceeded
-from policies.quotas import Amounts, History, Limit, Measure, NoHistory, Scope, Standing, Standings, Used
+from policies.quotas import Amounts, History, Limit, Measure, NoHistory, Scope, Standing, Standings
 from policies.spans import Span, reaches_back_to_s
 from policies.windows import Gauge, Window
 
@@ -90,7 +90,7 @@ class MemoryQuotas:
         """Windows that the history was asked for; one that was forgotten since was empty then."""
         self._gauges: dict[Scope, Gauge] = {}
         self._plans: dict[int, tuple[Sequence[Limit], _Plan]] = {}
-        self._planning = asyncio.Lock()
+        self._remembering: dict[WindowKey, asyncio.Task[None]] = {}
         self._holds: dict[str, _Hold] = {}
         self._settled = 0
 
@@ -136,11 +136,12 @@ class MemoryQuotas:
         return _standing(hold.plan, now_s)
 
     def charge(self, request_id: str, limits: Sequence[Limit], used: Amounts) -> None:
-        """What this process has not counted comes out of the history, when its window is first asked for."""
-
-    async def look(self, limits: Sequence[Limit]) -> list[Used]:
-        plan, now_s = await self._planned(limits), self._clock()
-        return [Used(limit, window.used(now_s)) for limit, window in plan.windows]
+        """In the windows that know their history; the others get it from there, when they are first asked for."""
+        now_s = self._clock()
+        keys = {(limit.scope, limit.measure, limit.span) for limit in limits if limit.span is not None}
+        for key in keys & self._remembered:
+            window = self._window(key)
+            window.add(window.slice_at(now_s), used.get(key[1], 0))
 
     async def drain(self) -> None:
         """Settlements are in force at once."""
@@ -193,27 +194,31 @@ class MemoryQuotas:
 
     async def _planned(self, limits: Sequence[Limit]) -> _Plan:
         """Made once for a caller: by the identity of its limits, which is kept from being another's as long as it is here."""
-        async with self._planning:
-            known = self._plans.get(id(limits))
-            if known is not None:
-                return known[1]
-            for limit in limits:
-                if limit.span is not None:
-                    await self._remember((limit.scope, limit.measure, limit.span))
-            plan = _Plan(
-                [
-                    (limit, self._window((limit.scope, limit.measure, limit.span)))
-                    for limit in limits
-                    if limit.span is not None
-                ],
-                [
-                    (limit, self._gauges.setdefault(limit.scope, Gauge()))
-                    for limit in limits
-                    if limit.measure is Measure.CONCURRENT
-                ],
-            )
-            self._plans[id(limits)] = (limits, plan)
-            return plan
+        for limit in limits:
+            if limit.span is not None and (key := (limit.scope, limit.measure, limit.span)) not in self._remembered:
+                await self._remember_once(key)
+        known = self._plans.get(id(limits))
+        if known is not None:
+            return known[1]
+        plan = _Plan(
+            [(limit, self._window((limit.scope, limit.measure, limit.span))) for limit in limits if limit.span],
+            [(limit, self._gauges.setdefault(limit.scope, Gauge())) for limit in limits if limit.span is None],
+        )
+        self._plans[id(limits)] = (limits, plan)
+        return plan
+
+    async def _remember_once(self, key: WindowKey) -> None:
+        """Many may wait for the same window; whoever leaves does not take its history with him."""
+        task = self._remembering.get(key)
+        if task is None:
+            task = self._remembering[key] = asyncio.create_task(self._remember(key), name="what was used before")
+            task.add_done_callback(lambda done: self._remembered_or_not(key, done))
+        await asyncio.shield(task)
+
+    def _remembered_or_not(self, key: WindowKey, task: "asyncio.Task[None]") -> None:
+        self._remembering.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # told to those who wait; there may be none
 
     def _window(self, key: WindowKey) -> Window:
         window = self._windows.get(key)
@@ -222,8 +227,6 @@ class MemoryQuotas:
         return window
 
     async def _remember(self, key: WindowKey) -> None:
-        if key in self._remembered:
-            return
         scope, measure, span = key
         used = await self._history.used(scope, measure, since_s=reaches_back_to_s(span, self._clock()))
         now_s, window = self._clock(), self._window(key)

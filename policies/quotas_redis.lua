@@ -1,16 +1,17 @@
 -- Quotas in Redis. One call is one atomic step over all limits of a request; see quotas_redis.py for who calls it when.
 --
--- KEYS[1]  set: the windows that know what was used before they began to count; whoever flushes Redis empties it, too
--- KEYS[2]  hash: the hold of the request; measure -> its parts, "seconds:amount;…", the oldest first; done -> it was settled
--- KEYS[3…] hashes: the windows; number of a slice -> used in it; t -> their sum; s -> the slice at which t was made;
---          n -> the newest slice
+-- KEYS[1]  hash: the hold of the request; measure -> its parts, "seconds:amount;…", the oldest first; done -> it was settled
+-- KEYS[2…] hashes: the windows; number of a slice -> used in it; t -> their sum; s -> the slice at which t was made;
+--          n -> the newest slice; k -> it knows what was used before it began to count: a flushed or evicted one does not
 -- KEYS[…]  sorted sets: the gauges; request -> when its slot is lost unless it is renewed, in seconds
 --
 -- ARGV[1]  the step; ARGV[2] seconds, or empty for Redis's own clock; ARGV[3] JSON:
 --          windows: [{measure, seconds | unit}], limits: [[place in windows, amount]], gauges: [amount], amounts: {measure: …},
---          id, lease (seconds), seeds: [[[seconds, amount], …]], slots: [[place in gauges, request], …]
+--          id, lease (seconds), seeds: [[[seconds, amount], …]], slots: [[place of the gauge in KEYS, request, place of its hold], …],
+--          again: this settlement was sent before, and nobody knows whether it arrived
 
 local SLICES, DAY = 60, 86400
+local KEPT_S = DAY -- of a window that nobody uses: asking the history anew costs more than its bytes
 local HOLD_S, DONE_S = DAY, 120
 
 local given = cjson.decode(ARGV[3])
@@ -22,8 +23,8 @@ else
   now = tonumber(ARGV[2])
 end
 now = tonumber(string.format('%.6f', now)) -- as parts of holds remember it
-local hold, windows = KEYS[2], given.windows or {}
-local gauges_from = 2 + #windows
+local hold, windows = KEYS[1], given.windows or {}
+local gauges_from = 1 + #windows
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -74,6 +75,15 @@ local function expires(span, number)
   return start_of(span, number + lasting(span) + 1)
 end
 
+-- For as long as anything in it counts, and a day.
+local function keep(key, span, number)
+  redis.call('PEXPIRE', key, whole(math.max(expires(span, number) - now + 60, KEPT_S) * 1000))
+end
+
+local function knows(key)
+  return redis.call('HEXISTS', key, 'k') == 1
+end
+
 local function slices_of(key)
   local fields, slices = redis.call('HGETALL', key), {}
   for place = 1, #fields, 2 do
@@ -98,7 +108,7 @@ local function used(key, span)
     end
   end
   redis.call('HSET', key, 't', whole(total), 's', whole(present))
-  redis.call('PEXPIRE', key, whole((expires(span, present) - now + 60) * 1000))
+  keep(key, span, present)
   return total
 end
 
@@ -107,7 +117,7 @@ local function add(key, span, number, amount)
   redis.call('HINCRBY', key, 't', whole(amount))
   local newest = tonumber(redis.call('HGET', key, 'n') or number)
   if number >= newest then redis.call('HSET', key, 'n', whole(number)) end
-  redis.call('PEXPIRE', key, whole((expires(span, math.max(number, newest)) - now + 60) * 1000))
+  keep(key, span, math.max(number, newest))
 end
 
 local function take_back(key, number, amount)
@@ -130,7 +140,13 @@ end
 
 local function reset_in(key, span, total)
   if total <= 0 then return 0 end
-  return math.max(0, expires(span, tonumber(redis.call('HGET', key, 'n') or slice_at(span, now))) - now)
+  local newest = redis.call('HGET', key, 'n') or '0'
+  if (tonumber(redis.call('HGET', key, newest)) or 0) == 0 then -- it was taken back
+    for _, slice in ipairs(slices_of(key)) do
+      if slice[2] > 0 then newest = slice[1] end
+    end
+  end
+  return math.max(0, expires(span, tonumber(newest)) - now)
 end
 
 local function parts_of(measure)
@@ -153,8 +169,8 @@ end
 -- Into every window of that measure, and into the hold.
 local function charge(measure, amount, seeded_only)
   for place, window in ipairs(windows) do
-    local key = KEYS[2 + place]
-    if window.measure == measure and (not seeded_only or redis.call('SISMEMBER', KEYS[1], key) == 1) then
+    local key = KEYS[1 + place]
+    if window.measure == measure and (not seeded_only or knows(key)) then
       used(key, window)
       add(key, window, slice_at(window, now), amount)
     end
@@ -175,7 +191,7 @@ local function refund(measure, amount)
       parts[place][2] = parts[place][2] - back
       for index, window in ipairs(windows) do
         if window.measure == measure then
-          take_back(KEYS[2 + index], slice_at(window, parts[place][1]), back)
+          take_back(KEYS[1 + index], slice_at(window, parts[place][1]), back)
         end
       end
     end
@@ -186,7 +202,7 @@ end
 local function unseeded()
   local missing = {}
   for place = 1, #windows do
-    if redis.call('SISMEMBER', KEYS[1], KEYS[2 + place]) == 0 then missing[#missing + 1] = tostring(place - 1) end
+    if not knows(KEYS[1 + place]) then missing[#missing + 1] = tostring(place - 1) end
   end
   return missing
 end
@@ -195,9 +211,9 @@ end
 local function standings(status)
   local said = {status}
   for place, window in ipairs(windows) do
-    local total = used(KEYS[2 + place], window)
+    local total = used(KEYS[1 + place], window)
     said[#said + 1] = whole(total)
-    said[#said + 1] = string.format('%.6f', reset_in(KEYS[2 + place], window, total))
+    said[#said + 1] = string.format('%.6f', reset_in(KEYS[1 + place], window, total))
   end
   return said
 end
@@ -213,10 +229,10 @@ local function obstacles(amounts)
   for _, limit in ipairs(given.limits) do
     local place = limit[1] + 1
     local window, amount = windows[place], amounts[windows[place].measure] or 0
-    local over = amount > 0 and used(KEYS[2 + place], window) + amount - limit[2] or 0
+    local over = amount > 0 and used(KEYS[1 + place], window) + amount - limit[2] or 0
     if over > 0 then
       found[#found + 1] = string.format('window:%d:%.0f', limit[1], limit[2])
-      found[#found + 1] = string.format('%.6f', free_in(KEYS[2 + place], window, over))
+      found[#found + 1] = string.format('%.6f', free_in(KEYS[1 + place], window, over))
     end
   end
   local slots = amounts.concurrent or 0
@@ -279,13 +295,14 @@ function steps.raise()
   return standings('ok')
 end
 
--- What holds nothing here was not counted here: it counts now, in windows that do not get it from their history.
+-- What holds nothing here was not counted here: it counts now, in windows that do not get it from their history. Unless it was
+-- sent before: then it has been counted, and only the mark of that is gone.
 function steps.settle()
   if redis.call('HEXISTS', hold, 'done') == 1 then return {'ok'} end
   local known = redis.call('EXISTS', hold) == 1
   for measure, amount in pairs(given.amounts) do
     local _, held = parts_of(measure)
-    if amount > held then
+    if amount > held and (known or not given.again) then
       charge(measure, amount - held, not known)
     elseif amount < held then
       refund(measure, held - amount)
@@ -300,29 +317,40 @@ end
 
 function steps.seed()
   for place, window in ipairs(windows) do
-    local key = KEYS[2 + place]
-    if redis.call('SADD', KEYS[1], key) == 1 then
+    local key = KEYS[1 + place]
+    if not knows(key) then
+      redis.call('DEL', key)
       local oldest = slice_at(window, now) - lasting(window)
       for _, entry in ipairs(given.seeds[place]) do
         local number = slice_at(window, math.min(entry[1], now))
         if number >= oldest then add(key, window, number, entry[2]) end
       end
       redis.call('HDEL', key, 's')
+      redis.call('HSET', key, 'k', '1')
+      keep(key, window, slice_at(window, now))
     end
   end
   return {'ok'}
 end
 
-function steps.look()
-  local missing = unseeded()
-  if #missing > 0 then return {'seed', unpack(missing)} end
-  return standings('ok')
+-- What the history has learned since of the time before a window was told.
+function steps.top_up()
+  for place, window in ipairs(windows) do
+    local key = KEYS[1 + place]
+    if knows(key) and given.seeds[place] > 0 then
+      used(key, window)
+      add(key, window, slice_at(window, now), given.seeds[place])
+    end
+  end
+  return {'ok'}
 end
 
 function steps.renew()
   for _, slot in ipairs(given.slots) do
-    redis.call('ZADD', KEYS[gauges_from + slot[1] + 1], 'XX', string.format('%.6f', now + given.lease), slot[2])
-    redis.call('PEXPIRE', KEYS[gauges_from + slot[1] + 1], whole((given.lease + 60) * 1000))
+    if redis.call('HEXISTS', KEYS[slot[3] + 1], 'done') == 0 then
+      redis.call('ZADD', KEYS[slot[1] + 1], string.format('%.6f', now + given.lease), slot[2])
+      redis.call('PEXPIRE', KEYS[slot[1] + 1], whole((given.lease + 60) * 1000))
+    end
   end
   return {'ok'}
 end

@@ -3,13 +3,16 @@
 A request is admitted in one round trip. Settlements are sent behind the answer, many at a time, and again until they arrive. A
 slot is lost after `LEASE_S` unless the process that took it lives and renews it; everything else of a process that died
 stays counted as it was held. A window that Redis does not know (a first use, or somebody flushed it) begins with what the
-ledger says, and what was held at that moment counts when it settles.
+ledger says, a few seconds later with what the ledger has learned since, and what was held at that moment counts when it
+settles.
 """
 
 import asyncio
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from policies.errors import QuotaExceeded, QuotaStoreDown
-from policies.quotas import Amounts, History, Limit, Measure, Standing, Standings, Used
+from policies.quotas import Amounts, History, Limit, Measure, Standing, Standings
 from policies.redis_script import Answer, Script, Step
 from policies.spans import Rolling, Span, reaches_back_to_s
 
@@ -38,6 +41,10 @@ BATCH = 128
 MAX_UNSETTLED = 100_000
 SEEDINGS = 3
 """Attempts to tell Redis what was used before; somebody may flush it in between."""
+
+RECENT_S = 60.0
+TOP_UP_S = 3.0
+"""By then, what had ended when a window was told its history is in the ledger, by whatever gateway."""
 
 MAX_PLANS = 10_000
 
@@ -94,6 +101,15 @@ class _Hold:
     standings: Standings = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class _Settlement:
+    plan: _Plan
+    request_id: str
+    amounts: Amounts
+    sent: bool = False
+    """Before, and nobody knows whether it arrived."""
+
+
 class RedisQuotas:
     """
     Args:
@@ -122,7 +138,10 @@ class RedisQuotas:
         self._prefix = prefix
         self._plans: dict[int, tuple[Sequence[Limit], _Plan]] = {}
         self._holds: dict[str, _Hold] = {}
-        self._unsettled: dict[str, Step] = {}
+        self._unsettled: dict[str, _Settlement] = {}
+        self._seeding: dict[str, asyncio.Task[None]] = {}
+        self._topping_up: set[asyncio.Task[None]] = set()
+        self._timeout_s = timeout_s
         self._to_settle = asyncio.Event()
         self._sending = asyncio.Lock()
         self._jobs: list[asyncio.Task[None]] = []
@@ -177,12 +196,8 @@ class RedisQuotas:
     def charge(self, request_id: str, limits: Sequence[Limit], used: Amounts) -> None:
         if limits:
             self._start_jobs()
-            self._settle_later(self._planned(limits), request_id, used)
-
-    async def look(self, limits: Sequence[Limit]) -> list[Used]:
-        plan = self._planned(limits)
-        answer = await self._step("look", plan, "", {})
-        return [Used(limit, int(answer[1 + 2 * place])) for limit, place in zip(plan.limits, plan.place, strict=True)]
+            # Not under the request's own id: what that may have reserved is being given back.
+            self._settle_later(self._planned(limits), f"{request_id}:alone", used)
 
     async def drain(self) -> None:
         waiting = dict(self._unsettled)  # not those that come meanwhile: under load there are always some
@@ -194,9 +209,10 @@ class RedisQuotas:
             waiting = {name: step for name, step in waiting.items() if self._unsettled.get(name) is step}
 
     async def aclose(self) -> None:
-        for job in self._jobs:
+        jobs = [*self._jobs, *self._seeding.values(), *self._topping_up]
+        for job in jobs:
             job.cancel()
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await asyncio.gather(*jobs, return_exceptions=True)
         if self._unsettled:
             log.error(
                 "%d requests could not be settled in Redis; they stay counted as they were held", len(self._unsettled)
@@ -204,32 +220,62 @@ class RedisQuotas:
         await self._script.aclose()
 
     async def _step(self, name: str, plan: _Plan, request_id: str, amounts: Amounts) -> Answer:
-        """Where a window has never counted, it is told what was used before, and the step is tried again."""
+        """Where a window does not know what was used before, it is told, and the step is tried again; within the time of one step."""
         step = self._step_of(name, plan, request_id, amounts)
-        for _ in range(SEEDINGS):
-            answer = await self._script.run(step)
-            if answer[0] != b"seed":
-                return answer
-            await self._seed(plan, [int(place) for place in answer[1:]])
+        async with _within(self._timeout_s):
+            for _ in range(SEEDINGS):
+                answer = await self._script.run(step)
+                if answer[0] != b"seed":
+                    return answer
+                for place in answer[1:]:
+                    await self._seed_once(plan, int(place))
         raise QuotaStoreDown("Redis forgets the windows that it is told")
 
-    def _step_of(self, name: str, plan: _Plan, request_id: str, amounts: Amounts) -> Step:
-        keys = [f"{self._prefix}seeded", f"{self._prefix}h:{request_id}", *plan.keys]
-        own = msgspec.json.encode({"id": request_id, "amounts": amounts})
-        return Step(name, keys, plan.opening + b"," + own[1:])
+    def _step_of(self, name: str, plan: _Plan, request_id: str, amounts: Amounts, *, again: bool = False) -> Step:
+        own = msgspec.json.encode({"id": request_id, "amounts": amounts} | ({"again": True} if again else {}))
+        return Step(name, [f"{self._prefix}h:{request_id}", *plan.keys], plan.opening + b"," + own[1:])
 
-    async def _seed(self, plan: _Plan, places: Sequence[int]) -> None:
-        await self.drain()
-        seeds = []
-        for place in places:
-            limit = plan.counted[place]
-            assert limit.span is not None
-            since_s = reaches_back_to_s(limit.span, self._now())
-            used = await self._history.used(limit.scope, limit.measure, since_s=since_s)
-            seeds.append([[at_s, amount] for at_s, amount in used])
-        keys = [f"{self._prefix}seeded", f"{self._prefix}h:", *(plan.windows[place] for place in places)]
-        windows = [plan.given["windows"][place] for place in places]
-        await self._script.run(Step("seed", keys, msgspec.json.encode({"windows": windows, "seeds": seeds})))
+    async def _seed_once(self, plan: _Plan, place: int) -> None:
+        """Many may wait for the same window; whoever leaves does not take its history with him."""
+        name = plan.windows[place]
+        task = self._seeding.get(name)
+        if task is None:
+            task = self._seeding[name] = asyncio.create_task(self._seed(plan, place), name="seed a window in Redis")
+            task.add_done_callback(lambda done: self._seeded(name, done))
+        await asyncio.shield(task)
+
+    def _seeded(self, name: str, task: "asyncio.Task[None]") -> None:
+        self._seeding.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # told to those who wait; there may be none
+
+    async def _seed(self, plan: _Plan, place: int) -> None:
+        limit, name, window = plan.counted[place], plan.windows[place], plan.given["windows"][place]
+        assert limit.span is not None
+        recent_s = self._now() - RECENT_S
+        known = await self._history.recent(limit.scope, limit.measure, since_s=recent_s, until_s=self._now())
+        used = await self._history.used(limit.scope, limit.measure, since_s=reaches_back_to_s(limit.span, self._now()))
+        seeded_s = self._now()
+        given = {"windows": [window], "seeds": [[[at_s, amount] for at_s, amount in used]]}
+        await self._script.run(Step("seed", [f"{self._prefix}h:", name], msgspec.json.encode(given)))
+        later = asyncio.create_task(self._top_up(limit, name, window, (recent_s, seeded_s), known), name="top up")
+        self._topping_up.add(later)
+        later.add_done_callback(self._topping_up.discard)
+
+    async def _top_up(
+        self, limit: Limit, name: str, window: dict[str, Any], between_s: tuple[float, float], known: int
+    ) -> None:
+        """What had ended when a window was told its history, and reached the ledger only afterwards: other gateways write it a
+        second later. Who settled in between may count twice, never not at all."""
+        await asyncio.sleep(TOP_UP_S)
+        try:
+            now_known = await self._history.recent(
+                limit.scope, limit.measure, since_s=between_s[0], until_s=between_s[1]
+            )
+            given = {"windows": [window], "seeds": [max(0, now_known - known)]}
+            await self._script.run(Step("top_up", [f"{self._prefix}h:", name], msgspec.json.encode(given)))
+        except QuotaStoreDown as exc:
+            log.error("a window in Redis may lack what was used in the last seconds before it was flushed: %s", exc.why)
 
     def _refuse_if_full(self, plan: _Plan, answer: Answer, amounts: Amounts) -> None:
         if answer[0] == b"late":
@@ -265,19 +311,22 @@ class RedisQuotas:
 
     def _settle_later(self, plan: _Plan, request_id: str, amounts: Amounts) -> None:
         counted = {measure: amount for measure, amount in amounts.items() if measure in plan.measures}
-        self._unsettled[request_id] = self._step_of("settle", plan, request_id, counted)
+        self._unsettled[request_id] = _Settlement(plan, request_id, counted)
         if len(self._unsettled) > MAX_UNSETTLED:
             del self._unsettled[next(iter(self._unsettled))]
         self._to_settle.set()
 
     async def _send_settlements(self) -> None:
         async with self._sending:
-            batch = dict(list(self._unsettled.items())[:BATCH])
-            if batch:
-                await self._script.run_many(list(batch.values()))
-            for request_id, step in batch.items():
-                if self._unsettled.get(request_id) is step:
-                    del self._unsettled[request_id]
+            batch = list(itertools.islice(self._unsettled.values(), BATCH))
+            steps = [self._step_of("settle", one.plan, one.request_id, one.amounts, again=one.sent) for one in batch]
+            for one in batch:
+                one.sent = True
+            if steps:
+                await self._script.run_many(steps)
+            for one in batch:
+                if self._unsettled.get(one.request_id) is one:
+                    del self._unsettled[one.request_id]
 
     def _start_jobs(self) -> None:
         if not self._jobs:
@@ -314,11 +363,23 @@ class RedisQuotas:
         slots = [(key, name) for name, hold in self._holds.items() for key in hold.plan.keys[len(hold.plan.windows) :]]
         for start in range(0, len(slots), BATCH):
             part = slots[start : start + BATCH]
-            keys = list(dict.fromkeys(key for key, _ in part))
-            given = {"slots": [[keys.index(key), name] for key, name in part], "lease": LEASE_S}
-            await self._script.run(
-                Step("renew", [f"{self._prefix}seeded", f"{self._prefix}h:", *keys], msgspec.json.encode(given))
-            )
+            gauges, holds = list(dict.fromkeys(key for key, _ in part)), list(dict.fromkeys(name for _, name in part))
+            keys = [*gauges, *(f"{self._prefix}h:{name}" for name in holds)]
+            places = [[gauges.index(key), name, len(gauges) + holds.index(name)] for key, name in part]
+            await self._script.run(Step("renew", keys, msgspec.json.encode({"slots": places, "lease": LEASE_S})))
+
+
+@asynccontextmanager
+async def _within(timeout_s: float) -> AsyncIterator[None]:
+    """
+    Raises:
+        QuotaStoreDown: it took longer.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise QuotaStoreDown(f"what was used before was not told within {timeout_s:g} s") from None
 
 
 def _standings(plan: _Plan, answer: Answer) -> Standings:

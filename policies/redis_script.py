@@ -1,9 +1,8 @@
 """Runs the steps of one Lua script in Redis: in time, or not at all as far as whoever waits is concerned."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
@@ -11,6 +10,8 @@ from redis.exceptions import NoScriptError, RedisError
 from backends.health import Breaker
 from backends.settings import BreakerSettings
 from policies.errors import QuotaStoreDown
+
+T = TypeVar("T")
 
 FAILURES = 3
 OPEN_S = 1.0
@@ -60,8 +61,7 @@ class Script:
         Raises:
             QuotaStoreDown: what became of the step is not known.
         """
-        async with self._watched():
-            return await self._called(step)
+        return await self._in_time(self._called(step))
 
     async def run_many(self, steps: Sequence[Step]) -> None:
         """In one round trip, each for itself.
@@ -69,16 +69,7 @@ class Script:
         Raises:
             QuotaStoreDown: what became of the steps is not known.
         """
-        async with self._watched():
-            await self._loaded()
-            pipeline = self._client.pipeline(transaction=False)
-            for step in steps:
-                pipeline.evalsha(self._sha, len(step.keys), *step.keys, *self._arguments(step))
-            try:
-                await pipeline.execute()
-            except NoScriptError:
-                self._sha = ""
-                raise
+        await self._in_time(self._sent(steps))
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -98,18 +89,46 @@ class Script:
     def _arguments(self, step: Step) -> tuple[str, str, bytes]:
         return step.name, repr(self._clock()) if self._clock is not None else "", step.given
 
-    @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        wait_s = self._breaker.refuse_for_s()
-        if wait_s is not None:
-            raise QuotaStoreDown("Redis failed repeatedly and is left alone for a moment")
+    async def _sent(self, steps: Sequence[Step]) -> None:
+        await self._loaded()
+        pipeline = self._client.pipeline(transaction=False)
+        for step in steps:
+            pipeline.evalsha(self._sha, len(step.keys), *step.keys, *self._arguments(step))
         try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
-        except (RedisError, OSError, TimeoutError) as exc:
-            self._breaker.failed()
-            raise QuotaStoreDown(f"Redis: {str(exc) or f'no answer within {self._timeout_s:g} s'}") from exc
+            await pipeline.execute()
+        except NoScriptError:
+            self._sha = ""
+            raise
+
+    async def _in_time(self, call: Coroutine[Any, Any, T]) -> T:
+        """In a task of its own: before Python 3.12 `asyncio.wait_for`, which the client uses, may swallow a cancellation, and
+        whoever left would be waited for all the same.
+        """
+        if self._breaker.refuse_for_s() is not None:
+            call.close()
+            raise QuotaStoreDown("Redis failed repeatedly and is left alone for a moment")
+        task = asyncio.create_task(call)
+        try:
+            await asyncio.wait({task}, timeout=self._timeout_s)
         except BaseException:
+            task.cancel()
+            task.add_done_callback(_retrieved)
             self._breaker.abandoned()
             raise
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_retrieved)
+            self._breaker.failed()
+            raise QuotaStoreDown(f"Redis: no answer within {self._timeout_s:g} s")
+        try:
+            result = task.result()
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._breaker.failed()
+            raise QuotaStoreDown(f"Redis: {exc}") from exc
         self._breaker.succeeded()
+        return result
+
+
+def _retrieved(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()

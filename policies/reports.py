@@ -30,6 +30,11 @@ class Question(NamedTuple):
     """Columns of `EXACT` and what is in them."""
     tag: str | None = None
 
+    @property
+    def possible(self) -> bool:
+        """Names of nothing, as NUL is in, are not for every database to be asked about."""
+        return all(str(value).isprintable() for value in (*self.exact.values(), self.tag or ""))
+
 
 class Reports:
     def __init__(self, database: AsyncEngine) -> None:
@@ -43,6 +48,8 @@ class Reports:
         Raises:
             NotThere: there is no `after`.
         """
+        if not question.possible or (after is not None and not after.isprintable()):
+            return []
         place = tuple_(requests.c.at, requests.c.id)
         order = (requests.c.at, requests.c.id) if oldest_first else (requests.c.at.desc(), requests.c.id.desc())
         query = _with_feedback().where(*self._conditions(question)).order_by(*order).limit(limit)
@@ -67,6 +74,8 @@ class Reports:
             .join(contents, contents.c.id == requests.c.id, isouter=True)
             .where(requests.c.id == request_id)
         )
+        if not request_id.isprintable():
+            raise NotThere("request", request_id)
         async with self._database.connect() as connection:
             row = (await connection.execute(query)).mappings().first()
         if row is None:

@@ -47,8 +47,8 @@ class Role:
 
 def _reaches_admin(glob: str) -> bool:
     """Whether a glob could match something below /admin; when in doubt, yes."""
-    plain = re.split(r"[*?\[]", glob, maxsplit=1)[0]
-    return plain.startswith("/admin") if plain == glob else "/admin/".startswith(plain) or plain.startswith("/admin")
+    plain = "/" + re.split(r"[*?\[]", glob, maxsplit=1)[0].lstrip("/")
+    return plain.startswith("/admin") or (plain != glob and "/admin/".startswith(plain))
 
 
 def all_roles(configured: Iterable[RoleSettings]) -> dict[str, Role]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from policies.keys import KeyRow
     from policies.settings import LimitSettings
 
+MAX_NAME_CHARS = 128
+MAX_TIME_S = 253_402_300_799
+"""The end of the year 9999."""
+
 LIMIT = re.compile(r"(?P<measure>[a-z_]+)=(?P<amount>[0-9.]+)(?:/(?P<per>[0-9a-z]+))?(?:@(?P<model>\S+))?")
 
 
@@ -26,7 +30,7 @@ def command() -> None:
 def narrowing(work: Callable[..., None]) -> Callable[..., None]:
     """The options that create and update share."""
     for option in reversed([
-        click.option("--expires-at", type=int, help="Unix seconds."),
+        click.option("--expires-at", type=click.IntRange(0, MAX_TIME_S), help="Unix seconds."),
         click.option(
             "--limit",
             "limits",
@@ -47,7 +51,7 @@ def narrowing(work: Callable[..., None]) -> Callable[..., None]:
 
 
 @command.command("create")
-@click.option("--name", required=True, help="Who or what it is for.")
+@click.option("--name", required=True, callback=lambda _, __, name: checked_name(name), help="Who or what it is for.")
 @click.option("--role", default="default", show_default=True)
 @narrowing
 @config_option
@@ -80,7 +84,7 @@ def create(
 
 @command.command("update")
 @click.argument("key_id")
-@click.option("--name")
+@click.option("--name", callback=lambda _, __, name: checked_name(name))
 @click.option("--role")
 @narrowing
 @config_option
@@ -130,6 +134,12 @@ def list_keys(config: Path | None) -> None:
             Console().print(table)
 
     run(work)
+
+
+def checked_name(name: str | None) -> str | None:
+    if name is not None and (not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable()):
+        raise click.BadParameter(f"has 1 to {MAX_NAME_CHARS} characters, all of them printable")
+    return name
 
 
 def given(narrowed: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:

@@ -38,7 +38,7 @@ async def give_any_feedback(request: Request[Any, Any, Any]) -> dict[str, Any]:
 async def _say(request: Request[Any, Any, Any], *, key: str | None) -> dict[str, Any]:
     fields, house = await read_as(request, FeedbackFields), services_of(request).house
     now_s = time.time()
-    await house.writer.catch_up()  # the request may have ended a moment ago
+    await house.writer.attempt(adopt=False)  # the request may have ended a moment ago
     said = Said(fields.stars, as_text(fields.text.encode("utf-8", "replace")), int(now_s * MICRO))
     await house.feedbacks.say(fields.request_id, said, key=key)
     return {

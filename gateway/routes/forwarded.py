@@ -57,7 +57,7 @@ async def _answer(scope: Any, receive: Receive, outlet: Outlet) -> None:
             )
             content = FormContent(form)
         elif kind == b"application/json":
-            content = JsonContent(Body(await body_of(scope, headers, receive, services.max_body_bytes)))
+            content = JsonContent(Body(await body_of(scope, headers, receive, services.max_body_bytes)), scope["path"])
         else:
             raise InvalidRequest("the body must be application/json or multipart/form-data.")
         if not await until_gone(scope, services.forwarding.answer(exchange, content, outlet)):

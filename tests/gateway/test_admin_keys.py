@@ -123,7 +123,7 @@ def test_lists_are_pages_newest_first(gateway: Gateway) -> None:
     [
         ({}, "name"),
         ({"name": ""}, "name"),
-        ({"name": "x", "role": "no-such"}, None),
+        ({"name": "x", "role": "no-such"}, "role"),
         ({"name": "x", "limits": [{"per": "5s", "requests": 1}]}, "limits.0.per"),
         ({"name": "x", "limits": [{"requests": 1}]}, "limits.0"),
         ({"name": "x", "limits": [{"per": "1h", "cost_usd": -1}]}, "limits.0.cost_usd"),

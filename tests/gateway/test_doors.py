@@ -16,6 +16,7 @@ ROLES = [
     {"name": "keeper", "paths": ["/admin/keys*", "/v1/*"]},
     {"name": "sneaky", "paths": ["/[a]dmin/*"]},
     {"name": "all", "paths": ["*"]},
+    {"name": "slashes", "paths": ["//*"]},
 ]
 
 
@@ -33,7 +34,15 @@ def test_with_an_address_of_its_own_admin_is_there_and_nowhere_else(two: Gateway
     with client(two.admin_url) as admin, client(two.url) as public:
         made = admin.post("/admin/keys", json={"name": "x"})
         assert made.status_code == 201
-        for path in ("/admin/keys", "/admin", "/admin/", "/admin/requests?limit=1", "/%61dmin/keys"):
+        for path in (
+            "/admin/keys",
+            "/admin",
+            "/admin/",
+            "/admin/requests?limit=1",
+            "/%61dmin/keys",
+            "//admin/keys",
+            "/%2fadmin/keys",
+        ):
             refused = public.get(path)
             assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found"), path
             assert refused.headers["x-request-id"].startswith("req_")
@@ -90,7 +99,7 @@ def test_whoever_keeps_keys_cannot_make_administrators(tmp_path: Path) -> None:
             assert made.status_code == 201
             plain = made.json()["id"]
             assert keeper.patch(f"/admin/keys/{plain}", json={"disabled": True}).status_code == 200
-            for role in ("admin", "keeper", "sneaky", "all"):
+            for role in ("admin", "keeper", "sneaky", "all", "slashes"):
                 answers = [
                     keeper.post("/admin/keys", json={"name": "x", "role": role}),
                     keeper.patch(f"/admin/keys/{plain}", json={"role": role}),
@@ -105,3 +114,41 @@ def test_whoever_keeps_keys_cannot_make_administrators(tmp_path: Path) -> None:
             assert keeper.delete(f"/admin/keys/{plain}").status_code == 200
         with gateway.http as http:
             assert http.patch(f"/admin/keys/{admin_key}", json={"name": "still"}).status_code == 200
+
+
+def test_an_administrator_with_few_paths_cannot_make_one_with_all(tmp_path: Path) -> None:
+    with running(tmp_path, CONFIG | {"roles": ROLES}) as gateway:
+        with gateway.http as http:
+            narrow = http.post("/admin/keys", json={"name": "n", "role": "admin", "paths": ["/admin/keys*"]}).json()
+        with client(gateway.url, narrow["key"]) as http:
+            assert http.post("/admin/keys", json={"name": "x", "role": "admin"}).status_code == 403
+            assert http.patch(f"/admin/keys/{narrow['id']}", json={"paths": None}).status_code == 403
+            assert http.post("/admin/keys", json={"name": "x"}).status_code == 201
+
+
+def test_a_key_of_a_role_that_went_is_not_rotated_by_just_anybody(tmp_path: Path) -> None:
+    """The role may come back, and with it what it could do."""
+    with running(tmp_path, CONFIG | {"roles": [*ROLES, {"name": "ops", "paths": ["/admin/*"]}]}) as gateway:
+        with gateway.http as http:
+            ops = http.post("/admin/keys", json={"name": "o", "role": "ops"}).json()["id"]
+        keeper = gateway.new_key(role="keeper")
+        assert gateway.reload(CONFIG | {"roles": ROLES})
+        with client(gateway.url, keeper) as http:
+            assert http.post(f"/admin/keys/{ops}/rotate").status_code == 403
+        with gateway.http as http:
+            assert http.post(f"/admin/keys/{ops}/rotate").status_code == 200
+            trail = http.get("/admin/audit").json()["data"]
+        assert "config.reload" in {one["action"] for one in trail}
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["requests?status=99999999999999999999", "requests?status=-1", "usage?since=1e400", "requests?limit=1001"],
+)
+def test_a_question_that_cannot_be_is_a_400(two: Gateway, question: str) -> None:
+    with client(two.admin_url) as http:
+        answer = http.get(f"/admin/{question}")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+        for path in ("requests?key=%00", "usage?tag=%00", "audit?object_id=%00", "requests?after=%00"):
+            assert http.get(f"/admin/{path}").json()["data"] == []
+        assert http.get("/admin/requests/%00").status_code == 404

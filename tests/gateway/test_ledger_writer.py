@@ -1,9 +1,13 @@
 """From the journal's files into the ledger: once each, whatever dies or does not answer in between."""
 
+import asyncio
+import shutil
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
 from sqlalchemy import select, text
@@ -107,7 +111,7 @@ async def test_what_a_dead_process_left_is_settled_and_its_files_go(
     dead.close()
     dead.begin(begin(3, at=NOW_US))
     dead.end(end(1))
-    dead.close()
+    dead.release()
     with dead.files[0].open("ab") as file:
         file.write(encode(end(2))[:-9])  # torn: the client never got its last byte
     await writer.adopt()
@@ -129,10 +133,14 @@ async def test_what_a_dead_process_left_is_settled_and_its_files_go(
 async def test_a_living_process_keeps_its_files(journal: Journal, writer: LedgerWriter, database: AsyncEngine) -> None:
     living = Journal(journal.folder)
     living.begin(begin(1))
+    living.close()  # full: the next line is in another file
+    living.begin(begin(2))
     await writer.adopt()
     assert await rows(database) == {}
-    assert living.files[0].exists()
-    living.close()
+    assert [path.exists() for path in living.files] == [True, True]
+    living.release()
+    await writer.adopt()
+    assert await rows(database) == {"req_1": "crashed", "req_2": "crashed"}
 
 
 async def test_a_file_that_was_read_before_a_crash_counts_once(
@@ -141,7 +149,7 @@ async def test_a_file_that_was_read_before_a_crash_counts_once(
     dead = Journal(journal.folder)
     dead.begin(begin(1))
     dead.end(end(1))
-    dead.close()
+    dead.release()
     kept = dead.files[0].read_bytes()
     await writer.adopt()
     (journal.folder / "again.log").write_bytes(kept)
@@ -232,3 +240,59 @@ async def test_a_history_is_told_although_the_journal_never_stops_growing(
             with anyio.fail_after(5):
                 assert await writer.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60) is not None
         going_on = False
+
+
+async def test_files_that_are_removed_under_the_gateway_cost_no_more_than_they_held(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    journal.end(end(1, at=NOW_US))
+    await writer.catch_up()
+    journal.end(end(2, at=NOW_US))
+    shutil.rmtree(journal.folder)
+    journal.end(end(3, at=NOW_US))  # into a file that nobody sees any more
+    for _ in range(2):
+        await writer.attempt(adopt=True)
+    assert set(await rows(database)) == {"req_1", "req_2", "req_3"}
+    journal.end(end(4, at=NOW_US))
+    await writer.catch_up()
+    assert set(await rows(database)) == {"req_1", "req_2", "req_3", "req_4"}
+    assert not writer.failing
+    assert len(files(journal)) == 1
+
+
+async def test_lines_of_another_version_are_set_aside_and_the_others_go_on(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    old = Journal(journal.folder)
+    old.begin(begin(1, at=NOW_US))
+    for line in (
+        b'{"type":"begin","id":"req_2","key":"k","at":1.5}',
+        b'{"type":"end","id":"req_3","key":"k","at":2.5}',
+    ):
+        old._write(b"%08x %b\n" % (zlib.crc32(line), line))
+    old.end(end(4, at=NOW_US))
+    old.release()
+    await writer.attempt(adopt=True)
+    assert not writer.failing
+    assert await rows(database) == {"req_1": "crashed", "req_4": "complete"}
+    assert b"req_3" in (journal.folder / UNREADABLE).read_bytes()
+
+
+async def test_a_history_waits_until_what_dead_processes_left_is_in_it(
+    journal: Journal, writer: LedgerWriter, database: AsyncEngine
+) -> None:
+    """The first attempt, at the start, may have failed."""
+    dead = Journal(journal.folder)
+    dead.end(end(1, at=NOW_US))
+    dead.release()
+    used = await writer.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60)
+    assert [amount for _, amount in used] == [1]
+
+
+async def test_two_who_take_the_same_lines_over_at_the_same_time_count_them_once(database: AsyncEngine) -> None:
+    lines = [msgspec.json.encode(end(number, at=NOW_US)) for number in range(300)]
+    first, second = Ledger(database), Ledger(database)
+    added = await asyncio.gather(first.add(lines), second.add(lines[100:]), first.add(lines[:200]))
+    assert sum(added) == 300
+    used = await first.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60, now_s=NOW_S)
+    assert sum(amount for _, amount in used) == 300

@@ -25,4 +25,4 @@ def test_limits_come_from_settings_with_their_scope_and_seconds() -> None:
 
 def test_the_store_in_memory_is_a_quota_store() -> None:
     store: QuotaStore = MemoryQuotas(lambda: 0.0)
-    assert {"reserve", "raise_to", "settle", "standing", "look", "drain"} <= set(dir(store))
+    assert {"reserve", "raise_to", "settle", "standing", "charge", "drain"} <= set(dir(store))

@@ -7,6 +7,7 @@ from litestar.params import QueryParameter
 
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 Order = Literal["asc", "desc"]
+Status = Annotated[int | None, QueryParameter(ge=0, le=999)]
 Time = Annotated[float | None, QueryParameter(ge=0, le=253_402_300_799)]
 """Unix seconds until the end of the year 9999."""
 

@@ -6,7 +6,7 @@ from litestar import Request, get
 from litestar.params import FromPath, FromQuery
 
 from gateway.auth import needs_key
-from gateway.routes.admin.pages import Limit, Order, Time, page
+from gateway.routes.admin.pages import Limit, Order, Status, Time, page
 from gateway.routes.answers import services_of
 from policies.ledger_sql import MICRO
 from policies.quotas import Measure
@@ -23,7 +23,7 @@ async def list_requests(
     role: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
     backend: FromQuery[str | None] = None,
-    status: FromQuery[int | None] = None,
+    status: Status = None,
     outcome: FromQuery[str | None] = None,
     user: FromQuery[str | None] = None,
     tag: FromQuery[str | None] = None,
