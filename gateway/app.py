@@ -206,7 +206,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         previous=previous.backends if previous else {},
     )
     targets = build_targets(loaded, backends)
-    roles = all_roles(settings.roles)
+    roles = all_roles(settings.roles, previous.roles if previous else {})
     books = Bookkeeping(house.quotas, house.journal, house.metrics, work_ms=house.work_ms)
     encodings = Encodings(loaded.tiktoken_dir)
     searchers, ingestions = build_collections(loaded, house, backends, previous)
@@ -218,7 +218,13 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         house=house,
         loaded=loaded,
         backends=backends,
-        keys=Keys(house.database, roles, clock=time.time, given=given_keys(loaded)),
+        keys=Keys(
+            house.database,
+            roles,
+            clock=time.time,
+            given=given_keys(loaded),
+            previous=previous.keys if previous else None,
+        ),
         roles=roles,
         targets=targets,
         pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),

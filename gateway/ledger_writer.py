@@ -145,18 +145,20 @@ class LedgerWriter:
                 for reader in readers:
                     reader.close()
 
-    async def used(self, scope: Scope, measure: Measure, *, since_s: float) -> list[tuple[float, int]]:
+    async def used(
+        self, scope: Scope, measure: Measure, *, since_s: float, whole: bool = False
+    ) -> list[tuple[float, int]]:
         """Implements `quotas.History`."""
-        return await self._told(self._used(scope, measure, since_s))
+        return await self._told(self._used(scope, measure, since_s, whole=whole))
 
     async def recent(self, scope: Scope, measure: Measure, *, since_s: float, until_s: float) -> int:
         return await self._told(self._ledger.recent(scope, measure, since_s=since_s, until_s=until_s))
 
-    async def _used(self, scope: Scope, measure: Measure, since_s: float) -> list[tuple[float, int]]:
+    async def _used(self, scope: Scope, measure: Measure, since_s: float, *, whole: bool) -> list[tuple[float, int]]:
         if not self._adopted:
             await self.adopt()
         await self.catch_up()
-        return await self._ledger.used(scope, measure, since_s=since_s, now_s=self._clock())
+        return await self._ledger.used(scope, measure, since_s=since_s, now_s=self._clock(), whole=whole)
 
     async def _told(self, question: Coroutine[Any, Any, T]) -> T:
         """Not cancelled when it takes too long: a database that hangs takes its time for that as well.

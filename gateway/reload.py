@@ -94,7 +94,9 @@ class Reloader:
             now = await asyncio.to_thread(_stamp, self._app.services.loaded)
             if now != known and now == pending:
                 await self.reload()
-                known = now = await asyncio.to_thread(_stamp, self._app.services.loaded)
+                after = await asyncio.to_thread(_stamp, self._app.services.loaded)
+                saved_meanwhile = {path for path, *_ in now} & {path for path, *_ in set(after) - set(now)}
+                known = now = now if saved_meanwhile else after
             pending = now
 
     def _retire(self, before: Services, services: Services) -> None:

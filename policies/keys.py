@@ -73,6 +73,7 @@ class Keys:
     Args:
         clock: Unix seconds.
         given: keys from the environment.
+        previous: those in use before, of another configuration.
     """
 
     def __init__(
@@ -82,18 +83,23 @@ class Keys:
         *,
         clock: Callable[[], float],
         given: Iterable[GivenKey] = (),
+        previous: "Keys | None" = None,
     ) -> None:
         self._database = database
         self._roles = roles
         self._clock = clock
-        self._given = {
-            digest_of(key.secret): Caller(
-                f"env:{key.name}", key.name, self._role(key.role), log_content=key.log_content
-            )
-            for key in given
-        }
+        before: Mapping[str, Caller] = previous._given if previous is not None else {}
+        self._given: dict[str, Caller] = {digest_of(key.secret): self._given_caller(key, before) for key in given}
         self._callers: dict[str, Caller] = dict(self._given)
+        self._rows: dict[str, tuple[Mapping[str, Any], Caller]] = previous._rows if previous is not None else {}
+        """By digest: what is stored, and what it was made into. A key that has not changed stays the same caller, so that whoever
+        knows callers by their identity need not learn them anew."""
         self._reloading = asyncio.Lock()
+
+    def _given_caller(self, key: GivenKey, before: Mapping[str, Caller]) -> Caller:
+        caller = Caller(f"env:{key.name}", key.name, self._role(key.role), log_content=key.log_content)
+        known = before.get(digest_of(key.secret))
+        return known if known == caller else caller
 
     def find(self, secret: str) -> Caller | None:
         """Whom a key belongs to; None: it is unknown, disabled or expired."""
@@ -110,11 +116,14 @@ class Keys:
     async def _read(self) -> dict[str, Caller]:
         async with self._database.connect() as connection:
             rows = (await connection.execute(select(keys_table).where(~keys_table.c.disabled))).mappings().all()
-        callers = dict(self._given)
-        for row in rows:
+        known, self._rows = self._rows, {}
+        for row in map(dict, rows):
             if row["role"] in self._roles:  # a role that left the configuration takes its keys with it
-                callers[row["digest"]] = self._caller(dict(row))
-        return callers
+                before, caller = known.get(row["digest"], (None, None))
+                if caller is None or before != row or caller.role is not self._roles[row["role"]]:
+                    caller = self._caller(row)
+                self._rows[row["digest"]] = (row, caller)
+        return {**{digest: caller for digest, (_, caller) in self._rows.items()}, **self._given}
 
     async def create(self, new: NewKey, *, by: Actor) -> tuple[KeyRow, str]:
         """The stored row, and the key itself, this once.

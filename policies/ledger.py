@@ -187,12 +187,18 @@ class Ledger:
             query = select(requests.c.id).where(requests.c.id.in_(ids))
             return set((await connection.execute(query)).scalars())
 
-    async def used(self, scope: Scope, measure: Measure, *, since_s: float, now_s: float) -> list[tuple[float, int]]:
-        """As `quotas.History`: sums that reach into that time, each at its end."""
+    async def used(
+        self, scope: Scope, measure: Measure, *, since_s: float, now_s: float, whole: bool = False
+    ) -> list[tuple[float, int]]:
+        """As `quotas.History`: sums that reach into that time, or lie in it as a whole, each at its end."""
         grain_s = MINUTE_S if since_s >= now_s - MINUTES_KEPT_S + HOUR_S else HOUR_S
         query = (
             select(usage.c.start, usage.c.model, func.sum(COUNTED[measure]))
-            .where(usage.c.grain_s == grain_s, usage.c.start > since_s - grain_s, _held_by(scope.holder))
+            .where(
+                usage.c.grain_s == grain_s,
+                usage.c.start >= since_s if whole else usage.c.start > since_s - grain_s,
+                _held_by(scope.holder),
+            )
             .group_by(usage.c.start, usage.c.model)
         )
         async with self._database.connect() as connection:

@@ -117,8 +117,13 @@ class QuotaStore(Protocol):
 class History(Protocol):
     """What was used before a store began to count."""
 
-    async def used(self, scope: Scope, measure: Measure, *, since_s: float) -> Sequence[tuple[float, int]]:
+    async def used(
+        self, scope: Scope, measure: Measure, *, since_s: float, whole: bool = False
+    ) -> Sequence[tuple[float, int]]:
         """(Unix seconds at which it was used at the latest, amount), of everything used since then and perhaps a little before.
+
+        Args:
+            whole: rather a little less, and nothing from before.
 
         Raises:
             QuotaStoreDown
@@ -135,7 +140,9 @@ class History(Protocol):
 
 
 class NoHistory:
-    async def used(self, scope: Scope, measure: Measure, *, since_s: float) -> Sequence[tuple[float, int]]:
+    async def used(
+        self, scope: Scope, measure: Measure, *, since_s: float, whole: bool = False
+    ) -> Sequence[tuple[float, int]]:
         return ()
 
     async def recent(self, scope: Scope, measure: Measure, *, since_s: float, until_s: float) -> int:

@@ -194,9 +194,11 @@ class MemoryQuotas:
 
     async def _planned(self, limits: Sequence[Limit]) -> _Plan:
         """Made once for a caller: by the identity of its limits, which is kept from being another's as long as it is here."""
-        for limit in limits:
-            if limit.span is not None and (key := (limit.scope, limit.measure, limit.span)) not in self._remembered:
+        for key in {(limit.scope, limit.measure, limit.span): limit for limit in limits if limit.span is not None}:
+            if key not in self._remembered:
                 await self._remember_once(key)
+            else:
+                await self._make_up(key)
         known = self._plans.get(id(limits))
         if known is not None:
             return known[1]
@@ -225,6 +227,14 @@ class MemoryQuotas:
         if window is None:
             window = self._windows[key] = Window(key[2])
         return window
+
+    async def _make_up(self, key: WindowKey) -> None:
+        """New limits that name an old window: while no limit named it, nobody counted in it."""
+        scope, measure, span = key
+        since_s = reaches_back_to_s(span, self._clock())
+        used = await self._history.used(scope, measure, since_s=since_s, whole=True)
+        now_s, window = self._clock(), self._window(key)
+        window.add(window.slice_at(now_s), max(0, sum(amount for _, amount in used) - window.used(now_s)))
 
     async def _remember(self, key: WindowKey) -> None:
         scope, measure, span = key

@@ -345,6 +345,18 @@ function steps.top_up()
   return {'ok'}
 end
 
+-- Where no limit named a window for a while, nobody counted in it.
+function steps.at_least()
+  for place, window in ipairs(windows) do
+    local key = KEYS[1 + place]
+    if knows(key) then
+      local missing = given.seeds[place] - used(key, window)
+      if missing > 0 then add(key, window, slice_at(window, now), missing) end
+    end
+  end
+  return {'ok'}
+end
+
 function steps.renew()
   for _, slot in ipairs(given.slots) do
     if redis.call('HEXISTS', KEYS[slot[3] + 1], 'done') == 0 then

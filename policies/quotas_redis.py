@@ -87,6 +87,8 @@ class _Plan:
         }
         self.opening = msgspec.json.encode(self.given)[:-1]
         """`given` without its closing brace: each step adds its own."""
+        self.making_up: asyncio.Task[None] | None = None
+        """Adds what was used while no limit named these windows; once."""
         self.measures = {limit.measure for limit in self.limits}
 
 
@@ -151,6 +153,10 @@ class RedisQuotas:
             return
         self._start_jobs()
         plan = self._planned(limits)
+        if plan.making_up is None:
+            plan.making_up = asyncio.create_task(self._make_up(plan), name="make up in Redis")
+        if not plan.making_up.done():
+            await asyncio.wait({plan.making_up}, timeout=self._timeout_s)
         try:
             answer = await self._step("reserve", plan, request_id, amounts)
         except BaseException:  # also of a client that left: what Redis has taken by then is given back
@@ -209,7 +215,8 @@ class RedisQuotas:
             waiting = {name: step for name, step in waiting.items() if self._unsettled.get(name) is step}
 
     async def aclose(self) -> None:
-        jobs = [*self._jobs, *self._seeding.values(), *self._topping_up]
+        made_up = [plan.making_up for _, plan in self._plans.values() if plan.making_up is not None]
+        jobs = [*self._jobs, *self._seeding.values(), *self._topping_up, *made_up]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -234,6 +241,19 @@ class RedisQuotas:
     def _step_of(self, name: str, plan: _Plan, request_id: str, amounts: Amounts, *, again: bool = False) -> Step:
         own = msgspec.json.encode({"id": request_id, "amounts": amounts} | ({"again": True} if again else {}))
         return Step(name, [f"{self._prefix}h:{request_id}", *plan.keys], plan.opening + b"," + own[1:])
+
+    async def _make_up(self, plan: _Plan) -> None:
+        totals = []
+        try:
+            for limit in plan.counted:
+                assert limit.span is not None
+                since_s = reaches_back_to_s(limit.span, self._now())
+                used = await self._history.used(limit.scope, limit.measure, since_s=since_s, whole=True)
+                totals.append(sum(amount for _, amount in used))
+            given = {"windows": plan.given["windows"], "seeds": totals}
+            await self._script.run(Step("at_least", [f"{self._prefix}h:", *plan.windows], msgspec.json.encode(given)))
+        except QuotaStoreDown as exc:
+            log.warning("what was used while a limit was not in force may be missing: %s", exc.why)
 
     async def _seed_once(self, plan: _Plan, place: int) -> None:
         """Many may wait for the same window; whoever leaves does not take its history with him."""

@@ -1,7 +1,7 @@
 """Who may do what: globs of a role, narrowed by those of a key."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
@@ -51,9 +51,13 @@ def _reaches_admin(glob: str) -> bool:
     return plain.startswith("/admin") or (plain != glob and "/admin/".startswith(plain))
 
 
-def all_roles(configured: Iterable[RoleSettings]) -> dict[str, Role]:
-    """The configured roles with the built-in ones."""
-    return {role.name: Role(role) for role in (DEFAULT, *configured, ADMIN)}
+def all_roles(configured: Iterable[RoleSettings], previous: Mapping[str, Role] = {}) -> dict[str, Role]:
+    """The configured roles with the built-in ones; of those in use before, the same where nothing has changed."""
+    roles = {}
+    for settings in (DEFAULT, *configured, ADMIN):
+        known = previous.get(settings.name)
+        roles[settings.name] = known if known is not None and known.settings == settings else Role(settings)
+    return roles
 
 
 @dataclass(frozen=True)

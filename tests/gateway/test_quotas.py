@@ -2,7 +2,8 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -213,3 +214,124 @@ def test_a_journal_that_cannot_be_written_makes_the_gateway_unready(limited: Gat
         assert http.get("/health/ready").status_code == 503
         assert http.post(CHAT, json=ASK).status_code == 200  # a line that gets through clears it
         assert http.get("/health/ready").status_code == 200
+
+
+USAGE = {"prompt_tokens": 10, "completion_tokens": 90, "total_tokens": 100}
+
+
+@pytest.fixture
+def priced(tmp_path: Path) -> Iterator[Gateway]:
+    """An upstream that answers everything with a hundred tokens."""
+    with playing(lambda _, line: line.answer(200, answer_of("hi", usage=USAGE))) as upstream:
+        config = {
+            "backends": [{"name": "up", "engine": "openai", "base_url": upstream.base_url}],
+            "models": [{"name": "up", "route": ["up"], "price": {"per_request": 0.5}, "default_max_tokens": 90}],
+            "roles": [{"name": "default"}],
+        }
+        with running(tmp_path, config) as gateway:
+            yield gateway
+
+
+def at_once(gateway: Gateway, key: str, number: int, ask: Callable[[httpx.Client], httpx.Response]) -> Counter[int]:
+    def one(_: int) -> int:
+        with asking(gateway, key) as http:
+            return ask(http).status_code
+
+    with ThreadPoolExecutor(number) as threads:
+        return Counter(threads.map(one, range(number)))
+
+
+def test_uploads_are_refused_when_the_money_is_gone(priced: Gateway) -> None:
+    key = priced.new_key(limits=[{"per": "1h", "cost_usd": 1.0}])
+    form = {"files": {"file": ("a.wav", b"x" * 100)}, "data": {"model": "up"}}
+    statuses = at_once(priced, key, 8, lambda http: http.post("/v1/audio/transcriptions", **form))
+    assert statuses == {200: 2, 429: 6}
+    with asking(priced, key) as http:
+        refused = http.post("/v1/audio/transcriptions", **form)
+    assert refused.json()["error"]["code"] == "insufficient_quota"
+
+
+def test_uploads_are_refused_when_no_token_is_left(priced: Gateway) -> None:
+    form = {"files": {"file": ("a.wav", b"x" * 100)}, "data": {"model": "up"}}
+    with asking(priced, priced.new_key(limits=[{"per": "1h", "tokens": 150}])) as http:
+        statuses = [http.post("/v1/audio/transcriptions", **form).status_code for _ in range(4)]
+    assert statuses == [200, 200, 429, 429]
+
+
+def test_a_response_without_a_maximum_holds_what_the_model_may_say(priced: Gateway) -> None:
+    key = priced.new_key(limits=[{"per": "1h", "tokens": 400}])
+    statuses = at_once(priced, key, 16, lambda http: http.post("/v1/responses", json={"model": "up", "input": "hi"}))
+    assert statuses[200] <= 4
+
+
+def test_of_two_maxima_the_larger_one_is_held(limited: Gateway) -> None:
+    body = {"model": "up", "messages": [], "max_completion_tokens": 0, "max_tokens": 900}
+    with asking(limited, limited.new_key(limits=[{"per": "1h", "tokens": 500}])) as http:
+        assert http.post(CHAT, json=body).status_code == 429
+
+
+def test_what_is_refused_for_its_tokens_is_no_request(limited: Gateway) -> None:
+    limits = [{"per": "1h", "tokens": 100}, {"per": "1h", "requests": 2}]
+    with asking(limited, limited.new_key(limits=limits)) as http:
+        for model in ("up", "guide"):
+            refused = http.post(CHAT, json={"model": model, "messages": ASK["messages"], "max_tokens": 400})
+            assert (refused.status_code, "tokens" in refused.json()["error"]["message"]) == (429, True)
+        statuses = [
+            http.post(CHAT, json=ASK | {"model": "up", "max_tokens": 1, "messages": []}).status_code for _ in range(3)
+        ]
+    assert statuses == [200, 200, 429]
+
+
+def test_a_limit_that_comes_back_knows_what_was_used_meanwhile(limited: Gateway) -> None:
+    limits = [{"per": "1h", "requests": 10}]
+    with limited.http as admin:
+        made = admin.post("/admin/keys", json={"name": "k", "limits": limits}).json()
+        with asking(limited, made["key"]) as http:
+            body = {"model": "up", "messages": []}
+            for wanted, number in ((limits, 4), ([], 4), (limits, 4)):
+                admin.patch(f"/admin/keys/{made['id']}", json={"limits": wanted})
+                statuses = [http.post(CHAT, json=body).status_code for _ in range(number)]
+    assert statuses == [200, 200, 429, 429]
+
+
+def test_a_client_who_leaves_pays_for_the_prompt_with_or_without_limits(tmp_path: Path) -> None:
+    arrived = threading.Event()
+
+    def silent(request: Received, line: Line) -> None:
+        arrived.set()
+        line.wait_until_peer_leaves()
+
+    with playing(silent) as upstream:
+        config = {
+            "backends": [{"name": "up", "engine": "openai", "base_url": upstream.base_url}],
+            "models": [{"name": "up", "route": ["up"], "price": {"input_per_m": 1000}}],
+            "roles": [{"name": "default"}],
+        }
+        bodies = {
+            CHAT: {"model": "up", "messages": [{"role": "user", "content": "x" * 4000}]},
+            "/v1/embeddings": {"model": "up", "input": "x" * 4000},
+        }
+        with running(tmp_path, config) as gateway:
+            for limits in ([], [{"per": "1h", "tokens": 100_000}]):
+                for path, body in bodies.items():
+                    arrived.clear()
+                    key = gateway.new_key(limits=limits)
+                    with pytest.raises(httpx.ReadTimeout), asking(gateway, key) as http:
+                        http.post(path, json=body, timeout=0.5)
+                    assert arrived.is_set()
+            while (
+                len(
+                    ends := [
+                        line
+                        for file in (tmp_path / "journal").iterdir()
+                        for line in read(file)
+                        if isinstance(line, End)
+                    ]
+                )
+                < 4
+            ):
+                pass
+    for end in ends:
+        assert end.outcome == "client_left"
+        assert 1000 <= end.prompt_tokens <= 1100
+        assert end.cost >= 1_000_000_000 // 1000 * 1000
