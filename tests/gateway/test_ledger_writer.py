@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,11 +15,13 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.journal import Content, Journal, encode
-from gateway.ledger_writer import UNREADABLE, LedgerWriter
+from gateway.ledger_writer import HISTORY_TIMEOUT_S, UNREADABLE, LedgerWriter
 from gateway.settings_schema import LedgerSettings
 from policies.errors import QuotaStoreDown
 from policies.ledger import Ledger, requests
-from policies.quotas import Measure, Scope
+from policies.quotas import Limit, Measure, Scope
+from policies.quotas_memory import MemoryQuotas
+from policies.spans import Rolling
 from tests.gateway.test_journal import begin, end
 
 pytestmark = pytest.mark.anyio
@@ -296,3 +299,24 @@ async def test_two_who_take_the_same_lines_over_at_the_same_time_count_them_once
     assert sum(added) == 300
     used = await first.used(Scope("key_1"), Measure.REQUESTS, since_s=NOW_S - 60, now_s=NOW_S)
     assert sum(amount for _, amount in used) == 300
+
+
+async def test_a_database_that_hangs_is_waited_for_once_and_not_by_everybody_in_turn(
+    journal: Journal, database: AsyncEngine
+) -> None:
+    class Hanging(Ledger):
+        async def used(self, *_: object, **__: object) -> list[tuple[float, int]]:
+            await anyio.sleep(60)
+            return []
+
+    writer = LedgerWriter(journal, Hanging(database), LedgerSettings(), clock=time.monotonic)
+    quotas = MemoryQuotas(time.monotonic, writer)
+    limits = [[Limit(Scope(f"key_{number}"), Measure.REQUESTS, 5, Rolling(3600.0))] for number in range(6)]
+    began = time.monotonic()
+    asked = (quotas.reserve(str(number), one, {Measure.REQUESTS: 1}) for number, one in enumerate(limits))
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(result) for result in results} == {QuotaStoreDown}
+    with pytest.raises(QuotaStoreDown):
+        await quotas.reserve("next", limits[0], {Measure.REQUESTS: 1})
+    assert time.monotonic() - began < HISTORY_TIMEOUT_S + 1
+    writer.close()
