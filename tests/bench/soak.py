@@ -39,7 +39,7 @@ MAX_UNEXPECTED_SHARE = 0.01
 
 CONFIG = """
 home: {home}
-server: {{port: {port}}}
+server: {{port: {port}, failed_keys_per_minute: off}}  # wrong keys are part of the load, and come from one address
 backends: [{{name: up, engine: openai, base_url: "http://127.0.0.1:{upstream}/v1", breaker: off}}]
 models: [{{name: m, route: [up]}}]
 roles:
