@@ -65,6 +65,8 @@ class Call:
     """The few that may cross: openai-beta, traceparent."""
     caller: str = ""
     """Whose turn it is where requests wait: the key's id."""
+    role: str = ""
+    """Of the key."""
     meter: Meter | None = None
 
 

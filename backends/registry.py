@@ -26,7 +26,7 @@ log = logging.getLogger("chasqui")
 Connect = Callable[[OpenAISettings], Transport]
 
 RUNNING_AND_NEXT = 2
-"""Requests that a local worker is given at a time: it runs one, and the next need not travel when that ends."""
+"""Requests that a local worker is given for each of its slots: one is worked on, and the next need not travel when that ends."""
 
 
 def build_backends(
@@ -63,9 +63,8 @@ def build_backends(
             if isinstance(one, OpenAISettings):
                 made = _watched_upstream(one, keys, connect, clock)
             elif isinstance(one, LlamaCppSettings) and path is not None:
-                made = Watched(
-                    LocalBackend(fleet.add(one, path), serves=one.serves), None, clock, _slots(one, RUNNING_AND_NEXT)
-                )
+                worker = LocalBackend(fleet.add(one, path), serves=one.serves, sharing=one.prefix_sharing)
+                made = Watched(worker, None, clock, _slots(one, one.slots * RUNNING_AND_NEXT))
             else:
                 made = Watched(Quote(one.name), None, clock)
             made.origin = origin

@@ -28,12 +28,16 @@ class LlamaCppSettings(Settings):
     """A path: looked up in `home`, then in `config/`."""
     serves: Literal["chat", "embeddings"] = "chat"
     context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
-    """Prompt and answer together. More than the model was trained with is allowed, and warned about."""
+    """Prompts and answers, of all slots together. More than the model was trained with is allowed, and warned about."""
+    slots: Annotated[int, Field(ge=1, le=128)] = 4
+    """Answers at the same time. They share the context tokens; one that is alone may use all of them."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers on the GPU; -1 is all of them."""
     idle_stop_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a request before the process is stopped."""
+    prefix_sharing: Literal["key", "role", "all"] = "role"
+    """Whose prompts may start where an earlier one left its cells: how fast an answer begins must not tell others what was asked."""
     max_waiting: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     """Requests that may wait for their turn, by key; one more gets 429 `server_busy`."""
     max_wait_s: Seconds = 60.0

@@ -21,7 +21,7 @@ WORDS_BYTES = 64 * 1024
 TOKEN_COMMENT = b": tokens="
 """A worker puts `: tokens=<prompt>,<completion>` before each event for us; it does not go further."""
 
-_TOKENS = re.compile(rb": tokens=(\d{1,12}),(\d{1,12})\r?\n")
+_TOKENS = re.compile(rb": tokens=(\d{1,12}),(\d{1,12})(?:,(\d{1,12}))?\r?\n")
 
 
 class StreamWatch:
@@ -185,7 +185,9 @@ class StreamWatch:
         raw, usage = frame.raw, chunk.usage
         if (counted := _TOKENS.match(raw)) is not None:
             raw = raw[counted.end() :]
-            usage = usage or Usage(int(counted[1]), int(counted[2]))
+            usage = usage or Usage(
+                int(counted[1]), int(counted[2]), {"cached_tokens": int(counted[3])} if counted[3] else None
+            )
         if self._withhold_usage and chunk.usage is not None and not chunk.choices:
             return Event(b"", usage)
         if chunk.model is not None and chunk.model != self._model:

@@ -106,13 +106,14 @@ class Attempts:
         backend = self._backends[station.backend]
         body = question.body if station.model == exchange.model else question.body.replace(model=station.model)
         assert exchange.caller is not None
-        caller = exchange.caller.key_id
+        caller = exchange.caller
         call = Call(
             exchange.path,
             body,
             exchange.id,
             exchange.model,
-            caller=caller,
+            caller=caller.key_id,
+            role=caller.role.name,
             headers=exchange.crossing,
             meter=exchange.meter,
         )

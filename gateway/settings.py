@@ -38,7 +38,7 @@ class ConfigInvalid(Exception):
 
 
 NOT_BUILT_YET = frozenset(
-    "slots ram_disk metrics stages "
+    "ram_disk metrics stages "
     "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention "
     "max_loaded tools truncate sharing_scope rerank".split()
 )

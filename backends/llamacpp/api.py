@@ -22,8 +22,10 @@ from backends.asgi import BodyTooLarge, ClientGone, Receive, Send, read_body, se
 from backends.errors import BackendBusy, ContextLengthExceeded, InvalidRequest
 from backends.llamacpp.answers import Shape, embeddings_object
 from backends.llamacpp.chat_template import ChatTemplate
+from backends.llamacpp.embedding_queue import EmbeddingQueue
+from backends.llamacpp.generation import Generator, Step
+from backends.llamacpp.merging import side_by_side
 from backends.llamacpp.parameters import Wanted, read_inputs, read_messages, read_prompts, read_wanted
-from backends.llamacpp.scheduler import Scheduler
 from backends.stream_watch import TOKEN_COMMENT
 from backends.wire import Body, Usage
 
@@ -35,6 +37,9 @@ MAX_BODY_BYTES = 256 * 1024 * 1024
 MAX_SEQUENCES = 2048
 """Answers of one request."""
 
+SCOPE = b"x-chasqui-scope"
+"""Prompts of the same scope may begin where others left cells; the gateway says who shares with whom."""
+
 Handler = Callable[[Body, Send, dict[bytes, bytes]], Awaitable[None]]
 
 
@@ -45,12 +50,13 @@ class WorkerApi:
         serves: chat or embeddings; the other's paths are refused with words.
     """
 
-    def __init__(self, scheduler: Scheduler, *, name: str, key: str, serves: str) -> None:
-        self._scheduler = scheduler
+    def __init__(self, engine: Generator | EmbeddingQueue, *, name: str, key: str, serves: str) -> None:
+        self._thread = engine
+        self._engine = engine.engine
         self._name = name
         self._key = f"Bearer {key}".encode()
         self._serves = serves
-        info = scheduler.engine.info
+        info = self._engine.info
         self._info = info
         self._template: ChatTemplate | None = None
         if serves == "chat":
@@ -123,14 +129,18 @@ class WorkerApi:
         if len(prompts) * wanted.choices > MAX_SEQUENCES:
             raise InvalidRequest(f"prompts times 'n' may be {MAX_SEQUENCES} at most.", param="n")
         limits = [self._max_tokens(prompt, wanted, shape) for prompt in prompts]
+        scope = headers.get(SCOPE, b"").decode("latin-1")
         sequences = [
-            (prompt, limit) for prompt, limit in zip(prompts, limits, strict=True) for _ in range(wanted.choices)
+            self._sequence(prompt, limit, wanted, place * wanted.choices + choice, scope)
+            for place, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+            for choice in range(wanted.choices)
         ]
+        prompt_tokens = sum(map(len, prompts))
         if not wanted.stream:
-            await self._send_whole(sequences, sum(map(len, prompts)), wanted, shape, send)
+            await self._send_whole(sequences, prompt_tokens, shape, send)
             return
         counted = b"x-chasqui-tokens" in headers
-        async with aclosing(self._events(sequences, sum(map(len, prompts)), wanted, shape)) as events:
+        async with aclosing(self._events(sequences, prompt_tokens, wanted, shape)) as events:
             first = await anext(events)  # before the head: a full queue or a failing engine is still a status
             await send_start(send, 200, {"content-type": "text/event-stream", "cache-control": "no-store"})
             await _send_piece(send, _frame(*first, counted=counted))
@@ -149,40 +159,46 @@ class WorkerApi:
             await _send_piece(send, sse.encode(msgspec.json.encode(failure)), last=True)
 
     async def _events(
-        self, sequences: list[tuple[list[int], int]], prompt_tokens: int, wanted: Wanted, shape: Shape
+        self, sequences: list[AsyncGenerator[Step, None]], prompt_tokens: int, wanted: Wanted, shape: Shape
     ) -> AsyncGenerator[tuple[dict[str, Any], Usage], None]:
         usage = Usage(prompt_tokens, 0)
-        for index, (prompt, limit) in enumerate(sequences):
-            async with aclosing(self._sequence(prompt, limit, wanted, index)) as steps:
-                opened = False
-                async for step in steps:
-                    usage = Usage(prompt_tokens, usage.completion_tokens + step.tokens)
-                    if not opened and (role := shape.role_chunk(index)) is not None:
-                        yield role, usage
-                    opened = True
-                    if step.text or not step.finish:
-                        yield shape.text_chunk(index, step.text), usage
-                    if step.finish:
-                        yield shape.finish_chunk(index, step.finish), usage
+        opened: set[int] = set()
+        async with aclosing(side_by_side(sequences, at_once=self._at_once)) as steps:
+            async for index, step in steps:
+                usage = plus(usage, step)
+                if index not in opened and (role := shape.role_chunk(index)) is not None:
+                    yield role, usage
+                opened.add(index)
+                if step.text or (step.tokens and not step.finish):
+                    yield shape.text_chunk(index, step.text), usage
+                if step.finish:
+                    yield shape.finish_chunk(index, step.finish), usage
         if wanted.include_usage:
             yield shape.usage_chunk(usage), usage
 
     async def _send_whole(
-        self, sequences: list[tuple[list[int], int]], prompt_tokens: int, wanted: Wanted, shape: Shape, send: Send
+        self, sequences: list[AsyncGenerator[Step, None]], prompt_tokens: int, shape: Shape, send: Send
     ) -> None:
-        choices, completion_tokens = [], 0
-        for index, (prompt, limit) in enumerate(sequences):
-            text, finish = "", "stop"
-            async with aclosing(self._sequence(prompt, limit, wanted, index)) as steps:
-                async for step in steps:
-                    text += step.text
-                    completion_tokens += step.tokens
-                    finish = step.finish or finish
-            choices.append((text, finish))
-        await send_json(send, 200, shape.whole(choices, Usage(prompt_tokens, completion_tokens)))
+        texts, finishes, usage = [""] * len(sequences), ["stop"] * len(sequences), Usage(prompt_tokens, 0)
+        async with aclosing(side_by_side(sequences, at_once=self._at_once)) as steps:
+            async for index, step in steps:
+                texts[index] += step.text
+                usage = plus(usage, step)
+                finishes[index] = step.finish or finishes[index]
+        choices = list(zip(texts, finishes, strict=True))
+        await send_json(send, 200, shape.whole(choices, usage))
 
-    def _sequence(self, prompt: list[int], max_tokens: int, wanted: Wanted, index: int) -> AsyncGenerator[Any, None]:
-        return self._scheduler.generate(prompt, wanted.sampling_of(index), stops=wanted.stops, max_tokens=max_tokens)
+    def _sequence(
+        self, prompt: list[int], max_tokens: int, wanted: Wanted, index: int, scope: str
+    ) -> AsyncGenerator[Step, None]:
+        assert isinstance(self._thread, Generator)
+        sampling = wanted.sampling_of(index)
+        return self._thread.generate(prompt, sampling, stops=wanted.stops, max_tokens=max_tokens, scope=scope)
+
+    @property
+    def _at_once(self) -> int:
+        """Of the sequences of one request: those of others must get their turn, too."""
+        return self._thread.slots if isinstance(self._thread, Generator) else 1
 
     async def _embeddings(self, body: Body, send: Send, _: dict[bytes, bytes]) -> None:
         self._require("embeddings")
@@ -194,7 +210,8 @@ class WorkerApi:
             words = f"this model gives vectors of {self._info.dimensions} dimensions and cannot shorten them to {dimensions}."
             raise InvalidRequest(words, param="dimensions")
         inputs = await asyncio.to_thread(self._embedding_inputs, body)
-        vectors = await self._scheduler.embed(inputs)
+        assert isinstance(self._thread, EmbeddingQueue)
+        vectors = await self._thread.embed(inputs)
         model = body.read("model", str, self._name)
         answer = embeddings_object(
             vectors, model=model, base64=encoding == "base64", tokens=[len(item) for item in inputs]
@@ -205,7 +222,7 @@ class WorkerApi:
         return [self._embedding_tokens(item) for item in read_inputs(body, "input", vocabulary=self._info.vocabulary)]
 
     def _embedding_tokens(self, item: str | list[int]) -> list[int]:
-        engine = self._scheduler.engine
+        engine = self._engine
         tokens = engine.tokenise(item, add_special=True, parse_special=False) if isinstance(item, str) else item
         if len(tokens) > engine.batch_tokens:
             raise ContextLengthExceeded(context_tokens=engine.batch_tokens, prompt_tokens=len(tokens), param="input")
@@ -214,7 +231,7 @@ class WorkerApi:
     async def _tokenise(self, body: Body, send: Send, _: dict[bytes, bytes]) -> None:
         """`content`: its tokens. `contents`: how many each of them has."""
         tokenise = partial(
-            self._scheduler.engine.tokenise, add_special=body.read("add_special", bool, False), parse_special=False
+            self._engine.tokenise, add_special=body.read("add_special", bool, False), parse_special=False
         )
         if "contents" in body:
             counts = [len(tokenise(text)) for text in body.require("contents", list[str])]
@@ -241,7 +258,7 @@ class WorkerApi:
 
     def _chat_prompt(self, body: Body) -> list[int]:
         assert self._template is not None
-        engine, tokens = self._scheduler.engine, []
+        engine, tokens = self._engine, []
         for number, piece in enumerate(self._template.render(read_messages(body))):
             add_special = number == 0 and not piece.text.startswith(self._info.bos or "\0")
             tokens += engine.tokenise(piece.text, add_special=add_special, parse_special=piece.trusted)
@@ -250,7 +267,7 @@ class WorkerApi:
         return tokens
 
     def _legacy_prompts(self, body: Body) -> list[list[int]]:
-        engine = self._scheduler.engine
+        engine = self._engine
         prompts = [
             engine.tokenise(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
             for prompt in read_prompts(body, vocabulary=self._info.vocabulary)
@@ -294,8 +311,18 @@ class WorkerApi:
         }
 
 
+def plus(usage: Usage, step: Step) -> Usage:
+    details = usage.prompt_tokens_details
+    if step.shared:
+        details = {"cached_tokens": usage.cached_tokens + step.shared}
+    return Usage(usage.prompt_tokens, usage.completion_tokens + step.tokens, details)
+
+
 def _frame(chunk: dict[str, Any], usage: Usage, *, counted: bool) -> bytes:
-    comment = b"%b%d,%d\n" % (TOKEN_COMMENT, usage.prompt_tokens, usage.completion_tokens) if counted else b""
+    comment = b""
+    if counted:
+        cached = b",%d" % usage.cached_tokens if usage.cached_tokens else b""
+        comment = TOKEN_COMMENT + b"%d,%d%b\n" % (usage.prompt_tokens, usage.completion_tokens, cached)
     return comment + sse.encode(msgspec.json.encode(chunk))
 
 

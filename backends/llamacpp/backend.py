@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ from backends.llamacpp.fleet import Member
 from backends.relay import Relay
 
 T = TypeVar("T")
+
+SCOPE_HEADER = "x-chasqui-scope"
 
 DEATH_LOOKS_LIKE = (BackendUnavailable, UpstreamBroken)
 """Nobody listens any more, or the connection broke; a second death is the request's own, and told."""
@@ -29,16 +32,19 @@ class LocalBackend:
     local = True
     quotes = False
 
-    def __init__(self, member: Member, *, serves: str) -> None:
+    def __init__(self, member: Member, *, serves: str, sharing: str = "role") -> None:
         self.name = member.name
+        self._sharing = sharing
         self.serves = serves
         self._member = member
         self._digest: tuple[tuple[int, int], str] | None = None
 
     async def complete(self, call: Call) -> Answer:
+        call = self._scoped(call)
         return await self._reaching(lambda relay: relay.complete(call))
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
+        call = self._scoped(call)
         async with self._member.awake() as relay, aclosing(relay.stream(call)) as events:
             try:
                 first = await anext(events)
@@ -73,6 +79,11 @@ class LocalBackend:
                     raise
         async with self._member.awake() as relay:
             return await ask(relay)
+
+    def _scoped(self, call: Call) -> Call:
+        """The worker shares beginnings of prompts within a scope; it knows nothing of keys and roles."""
+        scope = {"key": f"key:{call.caller}", "role": f"role:{call.role}"}.get(self._sharing, "all")
+        return replace(call, headers={**call.headers, SCOPE_HEADER: scope})
 
     async def identity(self) -> str:
         """The file's digest; read again only when the file changed."""

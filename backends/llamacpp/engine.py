@@ -1,6 +1,6 @@
 """One GGUF in llama.cpp, through the low-level binding. Everything here may end the process; only workers import it.
 
-Not safe for two threads: one thread owns an `Engine`'s context (`scheduler.py`). Vocabulary calls (`tokenise`, `piece`)
+Not safe for two threads: one thread owns an `Engine`'s context (`engine_thread.py`). Vocabulary calls (`tokenise`, `piece`)
 only read the model and may come from any thread. The rules behind each check are llama.cpp's own asserts: a batch never
 exceeds `n_batch`, logits are sampled only where they were asked for, NULL is tested by truth, never by `is None`.
 """
@@ -8,7 +8,7 @@ exceeds `n_batch`, logits are sampled only where they were asked for, NULL is te
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.errors import ModelFileUnusable
+from backends.llamacpp.batch import Batch
 from backends.llamacpp.sampling import Sampling, build_chain
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # on abort ggml would start gdb, a slow and heavy death
 from llama_cpp import llama_cpp as lib
+
+MAX_BATCH = 512
+"""Rows of one step."""
 
 _LOG_LEVEL_WARN = 3
 _LOG_LEVEL_CONT = 5
@@ -56,12 +60,15 @@ class ModelInfo(NamedTuple):
     control_tokens: tuple[str, ...]
     bos: str
     eos: str
+    ends: tuple[int, ...]
+    """Tokens that end the model's turn."""
 
 
 class Engine:
     """
     Args:
-        context_tokens: prompt and answer together. For embeddings: the longest input.
+        context_tokens: the pool of cells that all sequences share. For embeddings: the longest input.
+        sequences: that may be in the cells at the same time.
         threads: compute threads.
 
     Raises:
@@ -69,7 +76,14 @@ class Engine:
     """
 
     def __init__(
-        self, path: Path, *, context_tokens: int, threads: int, gpu_layers: int = 0, embeddings: bool = False
+        self,
+        path: Path,
+        *,
+        context_tokens: int,
+        threads: int,
+        sequences: int = 1,
+        gpu_layers: int = 0,
+        embeddings: bool = False,
     ) -> None:
         lib.llama_log_set(_log.callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
@@ -80,23 +94,28 @@ class Engine:
         trained = int(lib.llama_model_n_ctx_train(self._model))
         if embeddings:
             context_tokens = min(context_tokens, trained)
-        self._context = self._new_context(context_tokens, threads)
+        self._context = self._new_context(context_tokens, threads, sequences)
         if not self._context:
             raise ModelFileUnusable(
                 f"llama.cpp could not make a context of {context_tokens} tokens for {path.name}; try a smaller one"
             )
         self._memory = lib.llama_get_memory(self._context)
         self.batch_tokens = int(lib.llama_n_batch(self._context))
-        self._batch = _Batch(self.batch_tokens)
+        self.batch = Batch(self.batch_tokens)
         self._piece_buffer = ctypes.create_string_buffer(512)
+        self.sequences = int(lib.llama_n_seq_max(self._context))
+        self.recurrent = bool(lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+        """Its state cannot be shared up to a token."""
         self.info = self._read_info(path, trained)
+        self._ends = frozenset(self.info.ends)
         self._warm_up()
 
-    def _new_context(self, context_tokens: int, threads: int) -> Any:
+    def _new_context(self, context_tokens: int, threads: int, sequences: int) -> Any:
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens
-        params.n_seq_max = 1
-        params.n_batch = context_tokens if self._embeddings else min(context_tokens, 512)
+        params.n_seq_max = sequences
+        params.kv_unified = True  # any sequence may use all cells, and a common beginning is shared for nothing
+        params.n_batch = context_tokens if self._embeddings else min(context_tokens, MAX_BATCH)
         # A pooled input that spans micro-batches gives a silently wrong vector, hence one micro-batch for embeddings.
         params.n_ubatch = params.n_batch
         params.n_threads = params.n_threads_batch = threads
@@ -121,16 +140,23 @@ class Engine:
             control_tokens=tuple(text for token in control if (text := self._text(token))),
             bos=self._text(lib.llama_vocab_bos(self._vocab)),
             eos=self._text(lib.llama_vocab_eos(self._vocab)),
+            ends=tuple(token for token in range(size) if lib.llama_vocab_is_eog(self._vocab, token)),
         )
 
     def _warm_up(self) -> None:
         """One decode before anybody is told that we are ready: a bad weight type kills the process here, not later."""
         token = max(0, int(lib.llama_vocab_bos(self._vocab)))
         if self._embeddings:
-            self.embed([token])
+            self.embed([[token]])
             return
-        for _ in self.generate([token], Sampling(temperature=0.0), max_tokens=1):
-            pass
+        self.batch.clear()
+        row = self.batch.add([token], position=0, sequence=0, logits="last")
+        if (code := self.decode()) != 0:
+            raise ModelFileUnusable(f"llama.cpp cannot run this model: the first step gave {code}")
+        chain = self.new_chain(Sampling(temperature=0.0))
+        self.sample(chain, row)
+        self.free_chain(chain)
+        self.forget_all()
 
     def _text(self, token: int) -> str:
         if token < 0:
@@ -158,99 +184,72 @@ class Engine:
             length = lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, -length, 0, False)
         return self._piece_buffer.raw[:length]
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        max_tokens: int,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[int]:
-        """Yield token ids until the model ends its turn, `max_tokens` are out or `cancelled()` says so.
+    def new_chain(self, sampling: Sampling) -> Any:
+        """To be freed with `free_chain`. Any thread.
 
-        The prompt must not be empty and, with `max_tokens`, must fit into the context; ids must be in the vocabulary.
-        The token that ends the turn is not yielded. Checked between steps, so a cancellation waits for one step at most.
+        Raises:
+            MemoryError
         """
-        if not 0 < len(prompt) <= self.info.context_tokens - max_tokens:
-            raise ValueError(f"{len(prompt)} prompt tokens and {max_tokens} for the answer do not fit")
-        chain = build_chain(sampling, self.info.vocabulary)
-        try:
-            position = 0
-            while position < len(prompt):
-                if cancelled():
-                    return
-                tokens = prompt[position : position + self.batch_tokens]
-                position += len(tokens)
-                self._decode(tokens, position - len(tokens), logits_last=position == len(prompt))
-            for produced in range(1, max_tokens + 1):
-                token = int(lib.llama_sampler_sample(chain, self._context, -1))
-                if lib.llama_vocab_is_eog(self._vocab, token):
-                    return
-                yield token
-                if produced == max_tokens or cancelled():
-                    return
-                self._decode([token], position, logits_last=True)
-                position += 1
-        finally:
-            lib.llama_sampler_free(chain)
-            lib.llama_memory_seq_rm(self._memory, -1, -1, -1)
+        return build_chain(sampling, self.info.vocabulary, self.info.ends)
 
-    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The pooled vector of one text, float32 [dimensions], unit length. At most `batch_tokens` tokens."""
-        if not 0 < len(tokens) <= self.batch_tokens:
-            raise ValueError(f"{len(tokens)} tokens; between 1 and {self.batch_tokens} can be embedded at once")
+    @staticmethod
+    def free_chain(chain: Any) -> None:
+        lib.llama_sampler_free(chain)
+
+    def decode(self) -> int:
+        """Everything in `batch`. 0: done; 1: the cells are too few, and nothing has changed; others: see `generation.py`."""
+        return int(lib.llama_decode(self._context, self.batch.filled()))
+
+    def sample(self, chain: Any, row: int) -> int:
+        """The next token behind a row of the last batch that asked for logits; the chain has seen it then."""
+        return int(lib.llama_sampler_sample(chain, self._context, row))
+
+    def ends(self, token: int) -> bool:
+        """It ends the model's turn."""
+        return token in self._ends
+
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Free the cells of a sequence from `start` on. False: this kind of model cannot forget a part; nothing has changed."""
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, start or -1, -1))
+
+    def share(self, source: int, target: int, tokens: int) -> None:
+        """The first `tokens` of `source` are the beginning of `target`, too, which has to be empty. Costs nothing."""
+        lib.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    def forget_all(self) -> None:
+        lib.llama_memory_clear(self._memory, True)
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """The pooled vectors of some texts in one call, float32 [dimensions], unit length. At most `batch_tokens` tokens together, and
+        `sequences` texts.
+        """
+        size = sum(map(len, texts))
+        if not all(texts) or size > self.batch_tokens or len(texts) > self.sequences:
+            raise ValueError(
+                f"{size} tokens of {len(texts)} texts; between 1 and {self.batch_tokens} can be embedded at once"
+            )
         if self._memory:  # encoder-only models have none
             lib.llama_memory_clear(self._memory, True)
-        code = lib.llama_decode(self._context, self._batch.fill(tokens, 0, logits="all"))
+        self.batch.clear()
+        for sequence, tokens in enumerate(texts):
+            self.batch.add(tokens, position=0, sequence=sequence, logits="all")
+        code = self.decode()
         if code != 0:
-            raise RuntimeError(f"llama_decode gave {code} for {len(tokens)} tokens")
-        pointer = lib.llama_get_embeddings_seq(self._context, 0)
+            raise RuntimeError(f"llama_decode gave {code} for {size} tokens of {len(texts)} texts")
+        return [self._vector(sequence) for sequence in range(len(texts))]
+
+    def _vector(self, sequence: int) -> NDArray[np.float32]:
+        pointer = lib.llama_get_embeddings_seq(self._context, sequence)
         if not pointer:
             raise ModelFileUnusable("the model gives no pooled embedding; it needs pooling mean, cls or last")
         vector = np.ctypeslib.as_array(pointer, shape=(self.info.dimensions,)).astype(np.float32, copy=True)
         length = float(np.linalg.norm(vector))
         return vector / length if length > 0 else vector
 
-    def _decode(self, tokens: Sequence[int], position: int, *, logits_last: bool) -> None:
-        code = lib.llama_decode(
-            self._context, self._batch.fill(tokens, position, logits="last" if logits_last else "none")
-        )
-        if code != 0:
-            raise RuntimeError(f"llama_decode gave {code} at position {position}")
-
     def close(self) -> None:
-        self._batch.free()
+        self.batch.free()
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
-
-
-class _Batch:
-    """llama_batch with its arrays seen as numpy, filled by slices. Sequence 0 only."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._batch = lib.llama_batch_init(size, 0, 1)
-        self._token = np.ctypeslib.as_array(self._batch.token, shape=(size,))
-        self._pos = np.ctypeslib.as_array(self._batch.pos, shape=(size,))
-        self._logits = np.ctypeslib.as_array(self._batch.logits, shape=(size,))
-        np.ctypeslib.as_array(self._batch.n_seq_id, shape=(size,))[:] = 1
-        for row in range(size):
-            self._batch.seq_id[row][0] = 0
-
-    def fill(self, tokens: Sequence[int], position: int, *, logits: str) -> Any:
-        count = len(tokens)
-        if count > self._size:  # llama.cpp would end the process
-            raise ValueError(f"a batch of {count} tokens is larger than {self._size}")
-        self._token[:count] = tokens
-        self._pos[:count] = np.arange(position, position + count)
-        self._logits[:count] = logits == "all"
-        if logits == "last":
-            self._logits[count - 1] = True
-        self._batch.n_tokens = count
-        return self._batch
-
-    def free(self) -> None:
-        lib.llama_batch_free(self._batch)
 
 
 def _check_file(path: Path) -> None:

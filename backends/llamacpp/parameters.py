@@ -93,6 +93,7 @@ def _read_sampling(body: Body, vocabulary: int) -> Sampling:
         frequency_penalty=_number(body, "frequency_penalty", 0.0, -2.0, 2.0),
         repeat_penalty=_number(body, "repeat_penalty", 1.0, 0.01, 10.0),
         logit_bias=_read_logit_bias(body, vocabulary),
+        ignore_eos=body.read("ignore_eos", bool, False),
         seed=secrets.randbits(32) if seed is None else seed & 0xFFFFFFFF,
     )
 

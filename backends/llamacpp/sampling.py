@@ -1,6 +1,7 @@
 """Sampling parameters and the chain of samplers they stand for. The chain is llama.cpp's; only workers build one."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ class Sampling:
     logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int = 0
     """32 bits. Reproduces an answer only where the logits are the same."""
+    ignore_eos: bool = False
+    """The model's end of turn is never chosen."""
 
 
 TOP_K_UNDER_TOP_P = 200
@@ -27,8 +30,11 @@ TOP_K_UNDER_TOP_P = 200
 PENALTY_WINDOW_TOKENS = 256
 
 
-def build_chain(sampling: Sampling, vocabulary: int) -> Any:
+def build_chain(sampling: Sampling, vocabulary: int, ends: Sequence[int] = ()) -> Any:
     """A chain to be freed by the caller; its members belong to it.
+
+    Args:
+        ends: tokens that end a turn.
 
     Raises:
         MemoryError: llama.cpp gave NULL for one of its samplers.
@@ -36,7 +42,7 @@ def build_chain(sampling: Sampling, vocabulary: int) -> Any:
     from llama_cpp import llama_cpp as lib  # here, so that reading parameters needs no engine
 
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    for sampler in (*_logit_changes(sampling, vocabulary, lib), *_choice(sampling, lib)):
+    for sampler in (*_logit_changes(sampling, vocabulary, ends, lib), *_choice(sampling, lib)):
         if not sampler:  # NULL is a falsy object here, not None
             lib.llama_sampler_free(chain)
             raise MemoryError("llama.cpp could not make a sampler")
@@ -44,10 +50,11 @@ def build_chain(sampling: Sampling, vocabulary: int) -> Any:
     return chain
 
 
-def _logit_changes(sampling: Sampling, vocabulary: int, lib: Any) -> Iterator[Any]:
-    if sampling.logit_bias:
-        biases = (lib.llama_logit_bias * len(sampling.logit_bias))()
-        for entry, (token, bias) in zip(biases, sampling.logit_bias.items(), strict=True):
+def _logit_changes(sampling: Sampling, vocabulary: int, ends: Sequence[int], lib: Any) -> Iterator[Any]:
+    wanted = sampling.logit_bias | (dict.fromkeys(ends, -math.inf) if sampling.ignore_eos else {})
+    if wanted:
+        biases = (lib.llama_logit_bias * len(wanted))()
+        for entry, (token, bias) in zip(biases, wanted.items(), strict=True):
             entry.token, entry.bias = token, bias
         yield lib.llama_sampler_init_logit_bias(vocabulary, len(biases), biases)
     if sampling.repeat_penalty != 1.0 or sampling.frequency_penalty or sampling.presence_penalty:

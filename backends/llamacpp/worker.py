@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ import uvicorn
 from backends.asgi_http1 import HttpProtocol
 from backends.errors import BackendError
 from backends.llamacpp.api import WorkerApi
+from backends.llamacpp.embedding_queue import TEXTS_A_CALL, EmbeddingQueue
 from backends.llamacpp.engine import Engine
-from backends.llamacpp.scheduler import Scheduler
+from backends.llamacpp.generation import KEPT_BEGINNINGS, Generator
 from backends.llamacpp.worker_command import KEY_ENV, default_threads
 
 log = logging.getLogger("chasqui.worker")
+
+MAX_WAITING = 256
+"""Sequences; the gateway's queue, which is fair, stands in front of this one."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="the GGUF file")
     parser.add_argument("--name", default="", help="what it is called in answers (default: the file's name)")
     parser.add_argument("--serves", choices=["chat", "embeddings"], default="chat")
-    parser.add_argument("--context-tokens", type=int, default=4096, help="prompt and answer together")
+    parser.add_argument("--context-tokens", type=int, default=4096, help="prompts and answers, of all slots together")
+    parser.add_argument("--slots", type=int, default=4, help="answers at the same time; they share the context tokens")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--gpu-layers", type=int, default=0, help="-1: all")
     parser.add_argument("--socket", type=Path, help="serve on this Unix socket")
@@ -61,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
 
 async def serve(options: argparse.Namespace, key: str) -> None:
     name = options.name or options.model.stem
-    scheduler = Scheduler(lambda: _engine(options), name=name)
-    await scheduler.start()
-    api = WorkerApi(scheduler, name=name, key=key, serves=options.serves)
+    thread = _thread(options, name)
+    await thread.start()
+    api = WorkerApi(thread, name=name, key=key, serves=options.serves)
     listener = _listen(options)
     config = uvicorn.Config(
         api,
@@ -76,11 +82,18 @@ async def serve(options: argparse.Namespace, key: str) -> None:
         timeout_graceful_shutdown=5,
     )
     if options.with_parent:
-        print(msgspec.json.encode(_ready(scheduler.engine)).decode(), flush=True)
+        print(msgspec.json.encode(_ready(thread.engine)).decode(), flush=True)
     else:
         log.info("serving %s on %s", name, options.socket or f"http://{options.host}:{options.port}/v1")
     await uvicorn.Server(config).serve(sockets=[listener])
-    scheduler.close()
+    thread.close()
+
+
+def _thread(options: argparse.Namespace, name: str) -> Generator | EmbeddingQueue:
+    make = partial(_engine, options)
+    if options.serves == "embeddings":
+        return EmbeddingQueue(make, name=name, max_waiting=MAX_WAITING)
+    return Generator(make, name=name, slots=options.slots, max_waiting=MAX_WAITING)
 
 
 def _engine(options: argparse.Namespace) -> Engine:
@@ -88,6 +101,7 @@ def _engine(options: argparse.Namespace) -> Engine:
         options.model,
         context_tokens=options.context_tokens,
         threads=options.threads or default_threads(os.cpu_count() or 1),
+        sequences=TEXTS_A_CALL if options.serves == "embeddings" else options.slots * KEPT_BEGINNINGS,
         gpu_layers=options.gpu_layers,
         embeddings=options.serves == "embeddings",
     )

@@ -15,6 +15,7 @@ class WorkerOptions(NamedTuple):
     name: str
     serves: str
     context_tokens: int
+    slots: int
     threads: int
     gpu_layers: int
     socket: Path
@@ -22,7 +23,16 @@ class WorkerOptions(NamedTuple):
     @classmethod
     def of(cls, settings: LlamaCppSettings, path: Path, socket: Path) -> "WorkerOptions":
         threads = 0 if settings.threads == "auto" else settings.threads
-        return cls(path, settings.name, settings.serves, settings.context_tokens, threads, settings.gpu_layers, socket)
+        return cls(
+            path,
+            settings.name,
+            settings.serves,
+            settings.context_tokens,
+            settings.slots,
+            threads,
+            settings.gpu_layers,
+            socket,
+        )
 
 
 def worker_command(options: WorkerOptions) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from backends.llamacpp.answers import Shape, embeddings_object
 from backends.wire import Usage
 
-USAGE = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+USAGE = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
 def shape(*, legacy: bool = False, include_usage: bool = False) -> Shape:

@@ -82,6 +82,7 @@ async def test_the_answer_ends_at_its_limit_with_exact_usage(local: LocalBackend
     body = json.loads(answer.body)
     size = await local.count(chat())
     assert (body["choices"][0]["finish_reason"], body["model"]) == ("length", "ours")
+    assert body["usage"].pop("prompt_tokens_details")["cached_tokens"] < size.prompt_tokens
     assert body["usage"] == {
         "prompt_tokens": size.prompt_tokens,
         "completion_tokens": 5,
@@ -159,6 +160,8 @@ async def test_usage_runs_along_with_every_event_and_is_shown_to_those_who_ask(l
     assert (counts, counts[-1]) == (sorted(counts), 12)
     assert not any("choices" in one and not one["choices"] for one in await events(local, chat(**asked)))
     shown = await events(local, chat(**asked, stream_options={"include_usage": True}))
+    shared = shown[-1]["usage"].pop("prompt_tokens_details")["cached_tokens"]
+    assert 0 <= shared < prompt_tokens
     assert (shown[-1]["choices"], shown[-1]["usage"]) == (
         [],
         {"prompt_tokens": prompt_tokens, "completion_tokens": 12, "total_tokens": prompt_tokens + 12},
@@ -188,18 +191,18 @@ async def test_a_full_queue_refuses_streams_in_the_same_way(synthetic_gguf: Path
 
 
 async def crowd(path: Path, *, stream: bool) -> list[Any]:
-    """What 70 callers are told while the engine is busy with a long answer."""
-    async with running(path, context_tokens=200_000) as backend:
+    """What 262 callers are told while the engine is busy with a long answer."""
+    async with running(path, context_tokens=200_000, slots=1) as backend:
         long = backend.stream(chat(stream=True, max_tokens=150_000, logit_bias=ON_AND_ON))
         async with aclosing(long) as chunks:
             await anext(chunks)
             asked = chat(stream=stream, max_tokens=1)
             callers = [
                 asyncio.ensure_future(anext(backend.stream(asked)) if stream else backend.complete(asked))
-                for _ in range(70)
+                for _ in range(262)
             ]
             waiting = set(callers)
-            while len(waiting) > 64:
+            while len(waiting) > 256:
                 _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for caller in waiting:
                 caller.cancel()

@@ -319,6 +319,7 @@ def test_the_command_carries_the_settings_and_never_the_key() -> None:
         "--name=local",
         "--serves=embeddings",
         "--context-tokens=256",
+        "--slots=4",
         "--threads=0",
         "--gpu-layers=-1",
         "--socket=/s/1.sock",

@@ -1,0 +1,122 @@
+"""Texts of many requests through one embedding context, in turn: a request with a thousand texts holds nobody up for longer than one.
+
+Short texts share a call of llama.cpp, up to a budget of tokens: on a CPU about four of thirty tokens are fastest, and more are slower
+again (`make bench-engine`). A text above the budget travels alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.llamacpp.engine_thread import EngineThread, Job
+
+if TYPE_CHECKING:  # whoever imports that module loads llama.cpp
+    from backends.llamacpp.engine import Engine
+
+Vector = NDArray[np.float32]
+
+
+BATCH_TOKENS = 128
+"""Of a call that several texts share."""
+
+TEXTS_A_CALL = 16
+
+
+class Texts(Job):
+    def __init__(self, inputs: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    job: Texts
+    next: int = 0
+
+
+class EmbeddingQueue(EngineThread[Texts]):
+    """
+    Args:
+        batch_tokens: of a call that several texts share.
+    """
+
+    def __init__(
+        self, make_engine: Callable[[], "Engine"], *, name: str, max_waiting: int, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        super().__init__(make_engine, name=name, max_waiting=max_waiting)
+        self._batch_tokens = batch_tokens
+        self._turns: deque[_Turn] = deque()
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Vector]:
+        """One unit vector per input, in their order.
+
+        Raises:
+            BackendBusy, RuntimeError: the engine failed.
+        """
+        job = Texts(inputs)
+        self.submit(job)
+        vectors: dict[int, Vector] = {}
+        try:
+            while len(vectors) < len(inputs):
+                for item in await job.take():
+                    if isinstance(item, Exception):
+                        raise item
+                    place, vector = item
+                    vectors[place] = vector
+            return [vectors[place] for place in range(len(inputs))]
+        finally:
+            job.cancelled = True
+
+    @property
+    def waiting(self) -> int:
+        return len(self._inbox) + len(self._turns)
+
+    def _accept(self, job: Texts) -> None:
+        self._turns.append(_Turn(job))
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._turns)
+
+    def _step(self) -> None:
+        parts = self._next_texts()
+        if not parts:
+            return
+        try:
+            vectors = self.engine.embed([turn.job.inputs[place] for turn, place in parts])
+        except RuntimeError as failure:
+            for turn in dict.fromkeys(turn for turn, _ in parts):
+                self._tell(turn.job, failure)
+                turn.job.cancelled = True
+            return
+        for (turn, place), vector in zip(parts, vectors, strict=True):
+            self._tell(turn.job, (place, vector))
+
+    def _next_texts(self) -> list[tuple[_Turn, int]]:
+        """One of each request in turn, as long as they fit into a call."""
+        parts: list[tuple[_Turn, int]] = []
+        tokens = 0
+        while self._turns and len(parts) < TEXTS_A_CALL:
+            turn = self._turns[0]
+            if turn.job.cancelled:
+                self._turns.popleft()
+                continue
+            size = len(turn.job.inputs[turn.next])
+            if parts and tokens + size > self._batch_tokens:
+                break
+            self._turns.popleft()
+            parts.append((turn, turn.next))
+            tokens += size
+            turn.next += 1
+            if turn.next < len(turn.job.inputs):
+                self._turns.append(turn)
+        return parts
+
+    def _abandon(self, failure: Exception) -> None:
+        for turn in self._turns:
+            self._tell(turn.job, failure)
+        self._turns.clear()
