@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/sh
 SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean bench-relay bench-admission bench-peers soak
+.PHONY: help run test lint format lock clean bench-relay bench-engine bench-admission bench-peers soak
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -27,13 +27,16 @@ lint: .venv/dev.stamp ## ruff, mypy, import-linter, size ceilings
 bench-relay: .venv/dev.stamp ## what the gateway adds to a relayed request, beside nginx and its peers (needs wrk)
 	@$(BIN)/python -m tests.bench.relay
 
+bench-engine: .venv/dev.stamp ## local models: this worker, llama-server where it is on PATH, and llama-cpp-python's server
+	@$(BIN)/python -m tests.bench.engine
+
 bench-admission: .venv/dev.stamp ## what it costs to keep the limits, in memory and in Redis
 	@$(BIN)/python -m tests.bench.admission
 
 soak: .venv/dev.stamp ## half load for SOAK_MINUTES (30): memory, descriptors and tasks of the gateway must not grow
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m tests.bench.soak
 
-bench-peers: .venv-bench/litellm.stamp .venv-bench/portkey.stamp ## install LiteLLM and Portkey for bench-relay (needs npm)
+bench-peers: .venv-bench/litellm.stamp .venv-bench/portkey.stamp .venv-bench/llama.stamp ## install what the benchmarks compare with (needs npm)
 
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
@@ -58,6 +61,14 @@ clean: ## remove .venv, .venv-bench and caches (var/ stays)
 .venv-bench/litellm.stamp: tests/bench/litellm.txt
 	@$(PYTHON) -m venv .venv-bench/litellm
 	@.venv-bench/litellm/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
+
+# llama-cpp-python itself is the one that is compiled in .venv.
+.venv-bench/llama.stamp: tests/bench/llama.txt .venv/run.stamp
+	@$(PYTHON) -m venv .venv-bench/llama
+	@.venv-bench/llama/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@.venv-bench/llama/bin/python -c "import site, sys; open(site.getsitepackages()[0] + '/llama.pth', 'w').write(sys.argv[1])" \
+	  "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 	@touch $@
 
 # No lock file is kept: it would name the registry's address. No scripts run: Portkey's one does nothing.
