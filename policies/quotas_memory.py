@@ -33,6 +33,8 @@ class _Plan:
             for measure in dict.fromkeys(limit.measure for limit, _ in windows)
         }
         self.slots = _once(gauge for _, gauge in gauges)
+        self.wanted = True
+        """Somebody has asked for it lately."""
 
 
 def _once(counters: Iterable[T]) -> list[T]:
@@ -97,6 +99,7 @@ class MemoryQuotas:
     async def reserve(self, request_id: str, limits: Sequence[Limit], amounts: Amounts) -> None:
         known = self._plans.get(id(limits))
         plan = known[1] if known is not None else await self._planned(limits)
+        plan.wanted = True
         if request_id in self._holds:
             return
         now_s = self._clock()
@@ -150,10 +153,15 @@ class MemoryQuotas:
         """There is nothing to close."""
 
     def _forget_unused(self, now_s: float) -> None:
-        """Plans go with the windows they name: one that named a forgotten window would count beside a new one."""
-        held = {window for hold in self._holds.values() for _, window in hold.plan.windows}
-        self._windows = {key: window for key, window in self._windows.items() if window in held or window.used(now_s)}
-        self._plans.clear()
+        """Plans that nobody has asked for since the last time, and windows that are empty and that no plan names: one that named a
+        forgotten window would count beside a new one.
+        """
+        self._plans = {name: entry for name, entry in self._plans.items() if entry[1].wanted}
+        plans = [*(plan for _, plan in self._plans.values()), *(hold.plan for hold in self._holds.values())]
+        named = {window for plan in plans for _, window in plan.windows}
+        self._windows = {key: window for key, window in self._windows.items() if window in named or window.used(now_s)}
+        for _, plan in self._plans.values():
+            plan.wanted = False
 
     @property
     def open_holds(self) -> int:

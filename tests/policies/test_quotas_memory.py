@@ -2,8 +2,8 @@
 
 import pytest
 
-from policies.quotas import Limit, Measure, Scope
-from policies.quotas_memory import MemoryQuotas
+from policies.quotas import Limit, Measure, NoHistory, Scope
+from policies.quotas_memory import FORGET_EVERY, MemoryQuotas
 from policies.spans import SLICES, Rolling
 from policies.windows import Window
 
@@ -34,3 +34,29 @@ async def test_a_partly_expired_slice_counts_in_full() -> None:
     window = Window(Rolling(60.0))
     window.add(window.slice_at(0.9), 5)
     assert [window.used(now_s) for now_s in (60.0, 60.95, 61.0)] == [5, 5, 0]
+
+
+async def test_what_nobody_uses_is_forgotten_and_what_is_used_is_not_learned_anew() -> None:
+    asked: list[str] = []
+
+    class Asked(NoHistory):
+        async def used(
+            self, scope: Scope, measure: Measure, *, since_s: float, whole: bool = False
+        ) -> list[tuple[float, int]]:
+            asked.append(scope.holder)
+            return []
+
+    now_s = 1000.0
+    quotas = MemoryQuotas(lambda: now_s, Asked())
+    busy = [Limit(Scope("busy"), Measure.TOKENS, 10**9, Rolling(10.0))]
+    idle = [Limit(Scope("idle"), Measure.TOKENS, 10**9, Rolling(10.0))]
+    await quotas.reserve("idle", idle, {Measure.TOKENS: 1})
+    quotas.settle("idle", {Measure.TOKENS: 1})
+    for number in range(3 * FORGET_EVERY):
+        now_s += 0.01
+        await quotas.reserve(str(number), busy, {Measure.TOKENS: 1})
+        quotas.settle(str(number), {Measure.TOKENS: 1})
+    assert asked == ["idle", "busy"]
+    assert [scope.holder for scope, _, _ in quotas._windows] == ["busy"]
+    await quotas.reserve("again", idle, {Measure.TOKENS: 1})
+    assert asked == ["idle", "busy", "idle"]
