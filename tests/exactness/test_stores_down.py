@@ -19,7 +19,7 @@ from tests.processes import Serving, serving
 from tests.redis_server import RedisServer, running_redis
 
 TIMEOUT_S = 0.4
-SLACK_S = 1.0
+SLACK_S = 3.0
 """For a busy machine."""
 
 ASK = {"model": "up", "messages": [], "max_tokens": 1}

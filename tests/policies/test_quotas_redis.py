@@ -195,7 +195,7 @@ async def test_many_first_requests_ask_the_ledger_once_and_wait_no_longer_than_t
     results = await asyncio.gather(
         *(store.reserve(str(number), LIMITS, ONE) for number in range(100)), return_exceptions=True
     )
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert {type(result) for result in results} == {QuotaStoreDown}
     assert asked <= 3
 
