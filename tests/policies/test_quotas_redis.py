@@ -92,7 +92,10 @@ async def test_a_settlement_that_arrived_without_our_knowing_counts_once_however
     await store.reserve("a", LIMITS, ONE)
     own_redis.freeze()
     store.settle("a", {REQUESTS: 1, TOKENS: 60})
-    await asyncio.sleep(0.5)  # sent, and given up
+    while (
+        not store._unsettled["a"].sent or store._sending.locked()
+    ):  # until it was sent, and nobody waits for it any more
+        await asyncio.sleep(0)
     own_redis.thaw()
     while b"done" not in own_redis.say("HGETALL {chasqui}:h:a"):
         pass
