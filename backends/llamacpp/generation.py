@@ -116,6 +116,8 @@ class Generator(EngineThread[Generation]):
     def __init__(self, make_engine: Callable[[], "Engine"], *, name: str, slots: int, max_waiting: int) -> None:
         super().__init__(make_engine, name=name, max_waiting=max_waiting)
         self.slots = slots
+        self._at_most = slots
+        """As many as there were cells for the last time that they ran out, until one of them has ended."""
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
         self._prefixes = Prefixes()
@@ -203,7 +205,7 @@ class Generator(EngineThread[Generation]):
         """In the order of their coming, as long as the pool holds what all of them may come to need."""
         pool = self.engine.info.context_tokens
         committed = sum(one.cells for one in self._running)
-        while self._waiting and len(self._running) < self.slots:
+        while self._waiting and len(self._running) < self._at_most:
             one = self._waiting[0]
             if self._running and committed + one.cells > pool:
                 return
@@ -298,6 +300,7 @@ class Generator(EngineThread[Generation]):
     def _end(self, one: Running) -> None:
         """Its cells stay, as a beginning for others."""
         self._running.remove(one)
+        self._at_most = self.slots
         self._free_chain(one)
         self._prefixes.keep(Resident(one.sequence, one.job.scope, cells_of(one)))
 
@@ -312,10 +315,12 @@ class Generator(EngineThread[Generation]):
             one = self._running[0]
             self._tell(one.job, RuntimeError("the pool of cells is too small for this request"))
             self._running.remove(one)
+            self._at_most = self.slots
             self._free_chain(one)
             self._empty(one.sequence)
             return
         newest = self._running.pop()
+        self._at_most = len(self._running)
         self.counters.preempted += 1
         self._empty(newest.sequence)
         newest.cached, newest.sequence = 0, -1
@@ -335,7 +340,7 @@ class Generator(EngineThread[Generation]):
         for one in (*self._running, *self._waiting):
             self._tell(one.job, failure)
             self._free_chain(one)
-        self._running, self._waiting = [], deque()
+        self._running, self._waiting, self._at_most = [], deque(), self.slots
         self._prefixes.clear()
         self.engine.forget_all()
         self._free = None

@@ -102,6 +102,16 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(request: pytest.Fi
     engine.dispose()
 
 
+def test_a_line_of_the_journal_a_row_of_the_ledger_and_the_way_between_them_have_the_same_fields() -> None:
+    from gateway.journal import Content, End
+    from policies.ledger import contents, requests, usage
+    from policies.ledger_sql import CONTENT, ROW, SUMS
+
+    assert set(End.__struct_fields__) == set(ROW) == {column.name for column in requests.columns}
+    assert set(Content.__struct_fields__) == set(CONTENT) == {column.name for column in contents.columns}
+    assert set(SUMS) < {column.name for column in usage.columns}
+
+
 def test_the_newest_migration_is_the_one_the_start_expects() -> None:
     revisions = [path.name[1:5] for path in (ROOT / "gateway" / "migrations" / "versions").glob("v*.py")]
     assert max(revisions) == HEAD_REVISION

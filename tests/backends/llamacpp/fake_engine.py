@@ -43,6 +43,8 @@ class FakeEngine:
 
     def __init__(self, *, cells: int, sequences: int, batch: int = 16, gate: threading.Event | None = None) -> None:
         self.info = SimpleNamespace(context_tokens=cells, vocabulary=VOCABULARY)
+        self.cells = cells
+        """Those that there really are."""
         self.sequences = sequences
         self.batch = FakeBatch(batch)
         self.codes: list[int] = []
@@ -65,7 +67,7 @@ class FakeEngine:
             self._gate.wait(5)
         if self.codes:
             return self.codes.pop(0)
-        if self.used + self.batch.rows > self.info.context_tokens:
+        if self.used + self.batch.rows > self.cells:
             return 1
         self._logits, row = {}, 0
         for tokens, position, sequence, logits in self.batch.parts:

@@ -117,6 +117,18 @@ async def test_the_newest_goes_back_to_waiting_when_the_cells_run_out_and_loses_
     assert said == [alone([number, 8, 9], 30) for number in (1, 2, 3)]
 
 
+async def test_when_there_are_fewer_cells_than_promised_the_oldest_go_on_and_all_end() -> None:
+    """Whoever had to wait must not take the same cells again before somebody has ended."""
+    async with generating(cells=200) as generator:
+        fake(generator).cells = 45
+        async with asyncio.timeout(20):
+            said = await asyncio.gather(
+                *(say(generator, [number, 8, 9], 30, scope=str(number)) for number in (1, 2, 3))
+            )
+        assert generator.counters.preempted > 0
+    assert said == [alone([number, 8, 9], 30) for number in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("code", [-1, -3, 2])
 async def test_a_step_that_fails_is_told_to_all_and_the_next_request_is_fine(code: int) -> None:
     async with generating() as generator:
