@@ -13,6 +13,7 @@ from backends.wire import Body, Usage
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
+RERANK = "/v1/rerank"
 
 
 class Passage(NamedTuple):
@@ -67,6 +68,8 @@ class Call:
     """Whose turn it is where requests wait: the key's id."""
     role: str = ""
     """Of the key."""
+    public: tuple[int, int] = (0, 0)
+    """So many leading messages, and characters of the one behind them, are no client's: a template's, or a collection's."""
     meter: Meter | None = None
 
 

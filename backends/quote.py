@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from backends import sse
-from backends.base import COMPLETIONS, EMBEDDINGS, Answer, Call, Event, Passage, PromptSize
+from backends.base import COMPLETIONS, EMBEDDINGS, RERANK, Answer, Call, Event, Passage, PromptSize
 from backends.errors import BackendUnavailable, InvalidRequest
 from backends.wire import Body, Usage
 
@@ -84,8 +84,10 @@ class Quote:
         yield Event(sse.DONE, usage, last=True)
 
     def _answer(self, call: Call) -> tuple[str, Usage]:
-        if call.path == EMBEDDINGS:
-            raise InvalidRequest("this model quotes documents; it makes no embeddings.", param="model")
+        if call.path in (EMBEDDINGS, RERANK):
+            raise InvalidRequest(
+                "this model quotes documents; it makes no embeddings and ranks nothing.", param="model"
+            )
         if not call.passages:
             raise BackendUnavailable(
                 self.name,

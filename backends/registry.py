@@ -8,11 +8,12 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from backends.connecting import connect
-from backends.errors import BackendMisconfigured, ModelFileUnusable
+from backends.errors import BackendError, BackendMisconfigured, ModelFileUnusable
 from backends.health import Breaker, Watched
 from backends.keyring import KeyRing
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.fleet import Fleet
+from backends.llamacpp.node import Node
 from backends.probes import keep_probing
 from backends.quote import Quote
 from backends.relay import Relay, Site
@@ -63,8 +64,11 @@ def build_backends(
             if isinstance(one, OpenAISettings):
                 made = _watched_upstream(one, keys, connect, clock)
             elif isinstance(one, LlamaCppSettings) and path is not None:
-                worker = LocalBackend(fleet.add(one, path), serves=one.serves, sharing=one.prefix_sharing)
+                member = fleet.add(one, path)
+                find = partial(find_model, home=home, config_dir=config_dir)
+                worker = LocalBackend(member, serves=one.serves, sharing=one.prefix_sharing, find=find)
                 made = Watched(worker, None, clock, _slots(one, one.slots * RUNNING_AND_NEXT))
+                made.probing = partial(_preload, worker) if one.preload else None
             else:
                 made = Watched(Quote(one.name), None, clock)
             made.origin = origin
@@ -76,6 +80,13 @@ def build_backends(
     if problems:
         raise ModelFileUnusable("\n".join(problems))
     return backends
+
+
+async def _preload(worker: LocalBackend) -> None:
+    try:
+        await worker.load()
+    except BackendError as exc:
+        log.error("%s", exc)
 
 
 def _watched_upstream(
@@ -101,7 +112,7 @@ def _slots(settings: OpenAISettings | LlamaCppSettings, at_once: int | None) -> 
 def _upstream(settings: OpenAISettings, keys: Sequence[str], connect: Connect) -> Relay:
     url = urlsplit(settings.base_url)
     headers = {name.lower(): value for name, value in settings.headers.items()}
-    return Relay(
+    return (Node if settings.node else Relay)(
         settings.name,
         connect(settings),
         site=Site(url.path.rstrip("/"), f"?{urlencode(settings.query)}" if settings.query else ""),

@@ -248,6 +248,21 @@ class Relay:
         """For the few calls beside the API that a worker offers; errors as in `complete`."""
         return (await self._whole(path, body, {}))[2]
 
+    async def get(self, path: str) -> bytes:
+        """For what a worker says of itself; errors as in `complete`."""
+        request = Request("GET", self._site.prefix + path, self._whole_headers[self._keys.present], b"", self._timeouts)
+        try:
+            reply = await self._transport.send(request)
+            try:
+                body = await self._read(reply, self._max_answer_bytes)
+            finally:
+                reply.close()
+        except TransportError as exc:
+            raise self._ours(exc) from exc
+        if not 200 <= reply.status < 300:
+            raise self._refusals.of_status(reply.status, reply.headers, body[:MAX_ERROR_BYTES])
+        return body
+
     async def probe(self, path: str, timeout_s: float) -> None:
         """Ask for a sign of life. What refuses us politely is alive, too.
 

@@ -19,6 +19,18 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+
+class FleetSettings(Settings):
+    """Models of this machine that may be in memory at the same time. A model that has no room waits until another one has left."""
+
+    max_loaded: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """How many."""
+    max_memory_mb: Annotated[int, Field(ge=1)] | None = None
+    """Of all workers together: what each takes is measured; before its first start, by its file."""
+
+
 class LlamaCppSettings(Settings):
     """One worker process around one GGUF, started on first use and stopped when idle."""
 
@@ -26,7 +38,7 @@ class LlamaCppSettings(Settings):
     engine: Literal["llama_cpp"]
     model: str
     """A path: looked up in `home`, then in `config/`."""
-    serves: Literal["chat", "embeddings"] = "chat"
+    serves: Literal["chat", "embeddings", "rerank"] = "chat"
     context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
     """Prompts and answers, of all slots together. More than the model was trained with is allowed, and warned about."""
     slots: Annotated[int, Field(ge=1, le=128)] = 4
@@ -34,6 +46,19 @@ class LlamaCppSettings(Settings):
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers on the GPU; -1 is all of them."""
+    split_mode: Literal["none", "layer", "row"] = "layer"
+    """How several GPUs share a model."""
+    flash_attention: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
+    cache_type_k: CacheType = "f16"
+    """How keys are kept in the cells of the pool; smaller ones are less exact."""
+    cache_type_v: CacheType = "f16"
+    """The same for values. Other than f32, f16 and bf16 it needs flash attention."""
+    ram_disk: bool = False
+    """The file is copied to `/dev/shm` when the model is loaded, so that the next load reads no disk."""
+    preload: bool = False
+    """Loaded when the gateway starts, and not at the first request."""
+    pinned: bool = False
+    """Never stopped for idleness, nor to make room for another model."""
     idle_stop_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a request before the process is stopped."""
     prefix_sharing: Literal["key", "role", "all"] = "role"
@@ -42,6 +67,12 @@ class LlamaCppSettings(Settings):
     """Requests that may wait for their turn, by key; one more gets 429 `server_busy`."""
     max_wait_s: Seconds = 60.0
     """How long one may wait, then 429 `server_busy`."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> "LlamaCppSettings":
+        if self.flash_attention is False and self.cache_type_v not in ("f32", "f16", "bf16"):
+            raise ValueError(f"`cache_type_v: {self.cache_type_v}` needs `flash_attention`, which is off")
+        return self
 
     @field_validator("model")
     @classmethod
@@ -138,6 +169,8 @@ class OpenAISettings(Settings):
     proxy: Annotated[str, Field(pattern=r"^http://[^/?#\s]+/?$")] | None = None
     """An HTTP proxy: `http://user:${PASSWORD}@proxy:3128`."""
     headers: dict[str, str] = {}
+    node: bool = False
+    """It is a `chasqui worker` on another machine: `/admin/backends` shows what it is at work on, and swaps its model."""
     stream_usage: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
     """`auto`: ask for usage in streams even where the client did not; `off`: leave streams as the client asked."""
 

@@ -23,6 +23,7 @@ from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.clock import steady_clock
 from gateway.embeddings import Embeddings
+from gateway.engine_metrics import EngineCollector
 from gateway.errors import CODES, answer_failure
 from gateway.forwarding import Forwarding
 from gateway.jobs import Jobs
@@ -33,7 +34,9 @@ from gateway.metrics import Metrics
 from gateway.openapi import complete
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloader
+from gateway.reranking import Reranking
 from gateway.routes.admin.audit import list_audit
+from gateway.routes.admin.backends import clear_ram_disk, get_backend, list_backends, list_ram_disk, order_backend
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
 from gateway.routes.admin.requests import get_request, list_requests
 from gateway.routes.admin.roles import list_roles
@@ -45,10 +48,11 @@ from gateway.routes.forwarded import forwarded
 from gateway.routes.health import health, metrics, ready
 from gateway.routes.hot import HotPath
 from gateway.routes.models import get_model, list_models
+from gateway.routes.rerank import RERANK, rerank
 from gateway.schema_page import SchemaPage
 from gateway.services import House, Services
 from gateway.settings import Loaded
-from gateway.settings_schema import QuotaSettings
+from gateway.settings_schema import GatewaySettings, QuotaSettings
 from gateway.settings_secrets import key_name
 from gateway.targets import Targets
 from gateway.telemetry import Telemetry
@@ -74,11 +78,12 @@ from retrieval.ingestion import Ingestion
 from retrieval.lexical import LexicalIndex
 from retrieval.search import Searcher
 
-HOT = (CHAT, COMPLETIONS, EMBEDDINGS)
+HOT = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK)
 
 ROUTES = [
-    chat, completions, embeddings, list_models, get_model, health, ready, metrics,
+    chat, completions, embeddings, rerank, list_models, get_model, health, ready, metrics,
     create_key, list_keys, get_key, change_key, rotate_key, delete_key,
+    list_backends, get_backend, order_backend, list_ram_disk, clear_ram_disk,
     list_roles, list_requests, get_request, get_usage, list_audit, give_feedback, give_any_feedback,
 ]  # fmt: skip
 
@@ -139,9 +144,11 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
     metrics.follow(
         "chasqui_journal_backlog_bytes", "Of the journal, not in the ledger yet.", lambda: writer.backlog_bytes
     )
+    fleet = Fleet(on_restart=metrics.worker_restarted)
+    metrics.registry.register(EngineCollector(lambda: fleet.members))
     return House(
         database=database,
-        fleet=Fleet(on_restart=metrics.worker_restarted),
+        fleet=fleet,
         watcher=Watcher(database),
         quotas=build_quotas(loaded.settings.limits, clock, writer, metrics),
         journal=journal,
@@ -213,7 +220,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
     collections = {collection.name: collection for collection in settings.collections}
     attempts = Attempts(backends, targets, searchers, collections, books, encodings)
     cache = build_cache(loaded, house, previous)
-    house.metrics.name(models=[model.name for model in settings.models], backends=backends)
+    tell_house(house, settings, backends)
     return Services(
         house=house,
         loaded=loaded,
@@ -228,6 +235,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         roles=roles,
         targets=targets,
         pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
+        reranking=Reranking(targets, backends, books),
         embeddings=Embeddings(targets, backends, cache, books, encodings, sharing=settings.embedding_cache.sharing),
         forwarding=Forwarding(targets, backends, books),
         searchers=searchers,
@@ -236,6 +244,11 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         created_at=previous.created_at if previous else int(time.time()),
     )
+
+
+def tell_house(house: House, settings: GatewaySettings, backends: Iterable[str]) -> None:
+    house.fleet.limit(settings.fleet)
+    house.metrics.name(models=[model.name for model in settings.models], backends=backends)
 
 
 def _rebuilt(house: House, loaded: Loaded, previous: Services) -> Services:

@@ -20,7 +20,7 @@ from policies.errors import QuotaExceeded
 from policies.prompts import apply
 from policies.routing import Station
 from policies.token_counts import UPSTREAM_MAX_TOKENS, closer_bound, upper_bound
-from retrieval.citations import inject_into_messages, inject_into_prompt, pack
+from retrieval.citations import context_of, inject_into_messages, inject_into_prompt, last_user, pack
 from retrieval.search import Found, Searcher
 from retrieval.settings import CollectionSettings, RetrievalSettings
 
@@ -47,6 +47,11 @@ class Question:
     """The client's, with the template applied and our own fields taken out."""
     tries: Tries
     found: Sequence[Found] = ()
+
+    @property
+    def public_messages(self) -> int:
+        """At the beginning: those of the template that are the same for everybody."""
+        return self.target.prompt.fixed_messages if self.target.prompt is not None else 0
 
 
 class Attempts:
@@ -115,6 +120,7 @@ class Attempts:
             caller=caller.key_id,
             role=caller.role.name,
             headers=exchange.crossing,
+            public=(question.public_messages, 0),
             meter=exchange.meter,
         )
         exchange.prompt_tokens = len(body.raw) // BYTES_PER_TOKEN
@@ -178,8 +184,10 @@ class Attempts:
         if backend.quotes:
             return replace(call, passages=packed.passages), size
         if call.path == CHAT:
-            messages = inject_into_messages(call.body.require("messages", list[dict[str, Any]]), packed.passages)
-            body = call.body.replace(messages=messages)
+            given = call.body.require("messages", list[dict[str, Any]])
+            body = call.body.replace(messages=inject_into_messages(given, packed.passages))
+            if last_user(given) == question.public_messages:  # nothing of a client's stands before the passages
+                call = replace(call, public=(question.public_messages, len(context_of(packed.passages))))
         else:
             body = call.body.replace(prompt=inject_into_prompt(question_of(call.body), packed.passages))
         injected = replace(call, body=body, passages=packed.passages)

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.routes.admin.backends import Order as BackendOrder
 from gateway.routes.admin.keys import KeyFields
 from gateway.routes.feedback import FeedbackFields
 from policies.settings import LimitSettings
@@ -119,6 +120,16 @@ EMBEDDING = record(
     encoding_format=optional({"enum": ["float", "base64"]}, "`float` where it is not given."),
 ) | {"examples": [{"model": "text-embedding-3-small", "input": ["a messenger", "a road"]}]}
 
+DOCUMENT: Schema = {"anyOf": [TEXT, record("text", text=TEXT)]}
+RERANK = record(
+    "model query documents",
+    model=GENERATION["model"],
+    query=TEXT,
+    documents=listed(DOCUMENT, minItems=1, maxItems=10_000),
+    top_n=optional(whole(1), "How many to tell; all where it is not given."),
+    return_documents=optional(FLAG, "With their texts."),
+) | {"examples": [{"model": "reranker", "query": "Who runs?", "documents": ["A messenger runs.", "A stone lies."]}]}
+
 KEY_FIELDS: Schema = msgspec.json.schema_components([KeyFields])[1]["KeyFields"]
 KEY_FIELDS["properties"]["limits"] = listed(LimitSettings.model_json_schema())
 KEY_EXAMPLE = {"name": "reports", "limits": [{"per": "1h", "requests": 1000}], "models": ["guide"]}
@@ -146,6 +157,11 @@ EVENT = record("data", data=TEXT) | {"description": "Where the body says `stream
 
 VECTOR = record("embedding index", embedding={"anyOf": [listed({"type": "number"}), TEXT]}, index=COUNT)
 EMBEDDING_ANSWER = record("data model usage", object={"const": "list"}, data=listed(VECTOR), model=TEXT, usage=USAGE)
+
+RANKED = record(
+    "index relevance_score", index=COUNT, relevance_score={"type": "number"}, document=record("text", text=TEXT)
+)
+RERANK_ANSWER = record("results", model=TEXT, results=listed(RANKED), usage=USAGE)
 
 MODEL = record("id object", id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT)
 MODELS = record("object data", object={"const": "list"}, data=listed(MODEL))
@@ -179,6 +195,15 @@ CHANGE = record(
     "id object actor action object_id", id=TEXT, object={"const": "audit"}, created_at=COUNT, actor=TEXT, action=TEXT,
     object_id=TEXT, details={"type": "object"},
 )  # fmt: skip
+WORKER: Schema = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+BACKEND = record(
+    "id object status", id=TEXT, object={"const": "backend"}, status=TEXT, local=FLAG, in_flight=COUNT, waiting=COUNT,
+    latency_ms={"type": ["number", "null"]}, worker=WORKER,
+)  # fmt: skip
+BACKEND_ORDER = msgspec.json.schema_components([BackendOrder])[1]["Order"] | {
+    "examples": [{"action": "swap", "model": "models/other.gguf"}]
+}
+STAGED = record("id bytes", id=TEXT, object={"const": "ram_disk.file"}, bytes=COUNT)
 FEEDBACK_GIVEN = msgspec.json.schema_components([FeedbackFields])[1]["FeedbackFields"] | {
     "examples": [{"request_id": "req_0123456789abcdef0123456789abcdef", "stars": 5, "text": "To the point."}]
 }
@@ -220,6 +245,9 @@ ERROR = {
 
 COMPONENTS: dict[str, Schema] = {
     "Audit": paged("Change"),
+    "Backend": BACKEND,
+    "BackendOrder": BACKEND_ORDER,
+    "Backends": paged("Backend"),
     "Change": CHANGE,
     "Chat": CHAT,
     "ChatAnswer": CHAT_ANSWER,
@@ -239,8 +267,11 @@ COMPONENTS: dict[str, Schema] = {
     "Keys": KEYS,
     "Model": MODEL,
     "Models": MODELS,
+    "RamDisk": record("object data", object={"const": "list"}, data=listed(STAGED)),
     "Ready": READY,
     "Requests": paged("FinishedRequest"),
+    "Rerank": RERANK,
+    "RerankAnswer": RERANK_ANSWER,
     "Role": ROLE,
     "Roles": paged("Role"),
     "Sums": SUMS,

@@ -15,6 +15,7 @@ from gateway.journal import Journal
 from gateway.ledger_writer import LedgerWriter
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
+from gateway.reranking import Reranking
 from gateway.settings import Loaded
 from gateway.targets import Targets
 from policies.audit import Audit
@@ -70,6 +71,7 @@ class Services:
     targets: Targets
     pipeline: Pipeline
     embeddings: Embeddings
+    reranking: Reranking
     forwarding: Forwarding
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]

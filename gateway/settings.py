@@ -37,11 +37,7 @@ class ConfigInvalid(Exception):
         self.problems = problems
 
 
-NOT_BUILT_YET = frozenset(
-    "ram_disk metrics stages "
-    "auto_pull preload pinned keep_text max_age default_embed node paths_relayed split_mode flash_attention "
-    "max_loaded tools truncate sharing_scope rerank".split()
-)
+NOT_BUILT_YET = frozenset("metrics stages auto_pull keep_text max_age default_embed".split())
 """Names that the design has and this version has not: refused by name, never parsed and ignored."""
 
 

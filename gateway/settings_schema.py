@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field, field_validator
 
-from backends.settings import BackendSettings, EnvName, Name, Seconds, Settings
+from backends.settings import BackendSettings, EnvName, FleetSettings, Name, Seconds, Settings
 from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
 from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, RetrievalSettings
 
@@ -145,6 +145,7 @@ class GatewaySettings(Settings):
     store: StoreSettings = StoreSettings()
     limits: QuotaSettings = QuotaSettings()
     ledger: LedgerSettings = LedgerSettings()
+    fleet: FleetSettings = FleetSettings()
     backends: Annotated[list[BackendSettings], Field(min_length=1)]
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     collections: list[CollectionSettings] = []

@@ -1,6 +1,8 @@
 """Named templates: read from YAML, checked, rendered in jinja2's sandbox. The last user text is `{{ text }}`."""
 
+import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +64,12 @@ class Prompt(Settings):
             raise ValueError("the last message is the user's; it usually holds {{ text }}")
         return self
 
+    @property
+    def fixed_messages(self) -> int:
+        """Leading messages that are the same for everybody, whatever a client fills in."""
+        leading = takewhile(lambda message: not _MARKUP.search(message.content), self.messages[:-1])
+        return sum(1 for _ in leading)
+
     def render(self, text: str, variables: Mapping[str, Any]) -> list[dict[str, str]]:
         """The messages with everything filled in.
 
@@ -86,6 +94,9 @@ class Prompt(Settings):
             ]
         except TEMPLATE_FAILURES as exc:
             raise PromptInvalid(f"prompt '{self.name}' cannot be rendered: {exc}") from None
+
+
+_MARKUP = re.compile(r"\{[{%]")
 
 
 def load_prompts(paths: Iterable[str], *, root: Path) -> dict[str, Prompt]:

@@ -45,11 +45,16 @@ def context_of(passages: Sequence[Passage]) -> str:
     return "\n\n".join([INSTRUCTION, "<passages>", *blocks, "</passages>"])
 
 
+def last_user(messages: Sequence[dict[str, Any]]) -> int | None:
+    """Where the last message of the user stands."""
+    return max((index for index, message in enumerate(messages) if message.get("role") == "user"), default=None)
+
+
 def inject_into_messages(messages: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> list[dict[str, Any]]:
     """A copy with the passages inside the last user message, in front of what the user said: the question stays last."""
     if not passages:
         return list(messages)
-    last = max((index for index, message in enumerate(messages) if message.get("role") == "user"), default=None)
+    last = last_user(messages)
     if last is None:
         return list(messages)
     message, context = messages[last], context_of(passages)

@@ -2,12 +2,15 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.llamacpp.sequences import NO_TIME, Likely, Timings
+from backends.llamacpp.speaking import Spoken
+from backends.llamacpp.tool_parser import CallPart
 from backends.wire import Usage
 
 
@@ -20,6 +23,49 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
+def timings_object(timings: Timings) -> dict[str, Any]:
+    """As llama-server's `timings`."""
+    return {
+        "cache_n": timings.cache_n,
+        "prompt_n": timings.prompt_n,
+        "prompt_ms": round(timings.prompt_ms, 3),
+        "prompt_per_token_ms": _ratio(timings.prompt_ms, timings.prompt_n),
+        "prompt_per_second": _ratio(timings.prompt_n * 1e3, timings.prompt_ms),
+        "predicted_n": timings.predicted_n,
+        "predicted_ms": round(timings.predicted_ms, 3),
+        "predicted_per_token_ms": _ratio(timings.predicted_ms, timings.predicted_n),
+        "predicted_per_second": _ratio(timings.predicted_n * 1e3, timings.predicted_ms),
+    }
+
+
+def _ratio(one: float, other: float) -> float:
+    return round(one / other, 3) if other > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer of several, as it grows."""
+
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    likely: list[Likely] = field(default_factory=list)
+    finish: str = "stop"
+    timings: Timings = NO_TIME
+
+    def add(self, spoken: Spoken) -> None:
+        for part in spoken.parts:
+            if isinstance(part, str):
+                self.text += part
+            elif part.name is not None:
+                function = {"name": part.name, "arguments": part.arguments}
+                self.calls.append({"id": part.id, "type": "function", "function": function})
+            else:
+                self.calls[part.number]["function"]["arguments"] += part.arguments
+        self.likely += spoken.likely
+        self.finish = spoken.finish or self.finish
+        self.timings = spoken.timings
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """One answer's envelope; chat and legacy completions differ in names only."""
@@ -29,19 +75,24 @@ class Shape:
     model: str
     legacy: bool
     include_usage: bool = False
+    logprobs: bool = False
 
-    def whole(self, choices: Sequence[tuple[str, str]], usage: Usage) -> dict[str, Any]:
-        """`choices`: (text, finish_reason) in order of index."""
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         return self._envelope("text_completion" if self.legacy else "chat.completion") | {
-            "choices": [self._choice(index, text, finish) for index, (text, finish) in enumerate(choices)],
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
             "usage": usage_object(usage),
+            "timings": timings_object(sum((choice.timings for choice in choices), NO_TIME)),
         }
 
-    def _choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        logprobs = self._logprobs(choice.likely)
         if self.legacy:
-            return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+            return {"index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish}
+        content = None if choice.calls and not choice.text else choice.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if choice.calls:
+            message["tool_calls"] = choice.calls
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
 
     def role_chunk(self, index: int) -> dict[str, Any] | None:
         """The chunk that opens a choice; legacy completions have none."""
@@ -49,17 +100,41 @@ class Shape:
             return None
         return self._chunk(index, {"delta": {"role": "assistant", "content": "", "refusal": None}})
 
-    def text_chunk(self, index: int, text: str) -> dict[str, Any]:
-        return self._chunk(index, {"text": text} if self.legacy else {"delta": {"content": text}})
+    def chunks(self, index: int, spoken: Spoken) -> list[dict[str, Any]]:
+        """Of everything but the end. Tokens without a text that can be shown yet are a chunk, too: they are counted."""
+        parts = spoken.parts or (("",) if spoken.likely or (spoken.tokens and not spoken.finish) else ())
+        bodies = [self._part(part) for part in parts]
+        return [
+            self._chunk(index, body, logprobs=self._logprobs(spoken.likely) if place == 0 else None)
+            for place, body in enumerate(bodies)
+        ]
 
-    def finish_chunk(self, index: int, finish: str) -> dict[str, Any]:
-        return self._chunk(index, {"text": ""} if self.legacy else {"delta": {}}, finish)
+    def _part(self, part: str | CallPart) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"text": part} if self.legacy else {"delta": {"content": part}}
+        call: dict[str, Any] = {"index": part.number}
+        if part.name is not None:
+            call |= {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+        else:
+            call |= {"function": {"arguments": part.arguments}}
+        return {"delta": {"tool_calls": [call]}}
+
+    def finish_chunk(self, index: int, spoken: Spoken) -> dict[str, Any]:
+        chunk = self._chunk(index, {"text": ""} if self.legacy else {"delta": {}}, spoken.finish)
+        return chunk | {"timings": timings_object(spoken.timings)}
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return self._stream_envelope() | {"choices": [], "usage": usage_object(usage)}
 
-    def _chunk(self, index: int, part: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, **part, "logprobs": None, "finish_reason": finish}
+    def _logprobs(self, likely: Sequence[Likely]) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        return legacy_logprobs(likely) if self.legacy else {"content": [_token(one) for one in likely], "refusal": None}
+
+    def _chunk(
+        self, index: int, part: dict[str, Any], finish: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": finish}
         return self._stream_envelope() | {"choices": [choice]} | ({"usage": None} if self.include_usage else {})
 
     def _stream_envelope(self) -> dict[str, Any]:
@@ -73,6 +148,27 @@ class Shape:
             "model": self.model,
             "system_fingerprint": "fp_llama_cpp",
         }
+
+
+def _token(one: Likely) -> dict[str, Any]:
+    return _one_token(one.piece, one.logprob) | {"top_logprobs": [_one_token(*other) for other in one.top]}
+
+
+def _one_token(piece: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": piece.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(piece)}
+
+
+def legacy_logprobs(likely: Sequence[Likely]) -> dict[str, Any]:
+    tokens = [one.piece.decode("utf-8", "replace") for one in likely]
+    offsets = [0]
+    for token in tokens:
+        offsets.append(offsets[-1] + len(token))
+    return {
+        "tokens": tokens,
+        "token_logprobs": [one.logprob for one in likely],
+        "top_logprobs": [{piece.decode("utf-8", "replace"): logprob for piece, logprob in one.top} for one in likely],
+        "text_offset": offsets[:-1],
+    }
 
 
 def embeddings_object(
@@ -92,4 +188,26 @@ def embeddings_object(
         "data": data,
         "model": model,
         "usage": {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens), "prompt_tokens_by_input": tokens},
+    }
+
+
+def rerank_object(
+    scores: Sequence[float], *, model: str, order: Sequence[int], texts: Sequence[str] | None, tokens: int
+) -> dict[str, Any]:
+    """As Jina and Cohere: the best first.
+
+    Args:
+        order: of the documents that are told, by their place in the request.
+        texts: of the documents, where the client wants them back.
+    """
+    results = [
+        {"index": place, "relevance_score": scores[place]}
+        | ({"document": {"text": texts[place]}} if texts is not None else {})
+        for place in order
+    ]
+    return {
+        "model": model,
+        "object": "list",
+        "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }

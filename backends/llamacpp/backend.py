@@ -7,18 +7,22 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from backends.base import Answer, Call, Event, PromptSize
-from backends.errors import BackendUnavailable, UpstreamBroken
-from backends.llamacpp.fleet import Member
+from backends.errors import BackendUnavailable, InvalidRequest, ModelFileUnusable, UpstreamBroken
+from backends.llamacpp.member import Member
 from backends.relay import Relay
 
 T = TypeVar("T")
 
+DRAIN_S = 60.0
+"""That an administrator waits for requests to end."""
+
 SCOPE_HEADER = "x-chasqui-scope"
+PUBLIC_HEADER = "x-chasqui-public"
 
 DEATH_LOOKS_LIKE = (BackendUnavailable, UpstreamBroken)
 """Nobody listens any more, or the connection broke; a second death is the request's own, and told."""
@@ -32,8 +36,21 @@ class LocalBackend:
     local = True
     quotes = False
 
-    def __init__(self, member: Member, *, serves: str, sharing: str = "role") -> None:
+    """
+    Args:
+        find: where a model lies that is asked for by name.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        *,
+        serves: str,
+        sharing: str = "role",
+        find: Callable[[str], Path] = Path,
+    ) -> None:
         self.name = member.name
+        self._find = find
         self._sharing = sharing
         self.serves = serves
         self._member = member
@@ -83,7 +100,8 @@ class LocalBackend:
     def _scoped(self, call: Call) -> Call:
         """The worker shares beginnings of prompts within a scope; it knows nothing of keys and roles."""
         scope = {"key": f"key:{call.caller}", "role": f"role:{call.role}"}.get(self._sharing, "all")
-        return replace(call, headers={**call.headers, SCOPE_HEADER: scope})
+        public = {PUBLIC_HEADER: "{},{}".format(*call.public)} if any(call.public) else {}
+        return replace(call, headers={**call.headers, SCOPE_HEADER: scope, **public})
 
     async def identity(self) -> str:
         """The file's digest; read again only when the file changed."""
@@ -100,6 +118,24 @@ class LocalBackend:
 
     def status(self) -> str:
         return self._member.status()
+
+    async def describe(self) -> dict[str, Any]:
+        await self._member.ask_status()
+        told = {"status": self.status(), "pid": self.pid, "file": self._member.path.name}
+        return {**self._member.status_told, **told, "pinned": self._member.settings.pinned}
+
+    async def load(self) -> None:
+        await self._member.load()
+
+    async def unload(self) -> None:
+        await self._member.unload(DRAIN_S)
+
+    async def swap(self, model: str) -> None:
+        try:
+            path = self._find(model)
+        except ModelFileUnusable as exc:
+            raise InvalidRequest(str(exc), param="model") from None
+        await self._member.swap(path, DRAIN_S)
 
     async def aclose(self) -> None:
         await self._member.aclose()

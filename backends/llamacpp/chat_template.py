@@ -55,22 +55,31 @@ class ChatTemplate:
         if not source:
             log.warning("the model has no chat template: contents are joined by newlines, without role markers")
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
+    def render(self, messages: Sequence[Message], tools: Sequence[Message] = (), *, opens: bool = True) -> list[Piece]:
         """
+        Args:
+            tools: as the client gave them, for templates that know them.
+            opens: the model's own turn begins.
+
         Raises:
             InvalidRequest: the template refuses these messages (an unknown role, an order it does not know).
         """
         marks = _Marks(self._control_tokens)
         try:
-            return marks.show(self._text([marks.hide(message) for message in messages]))
+            hidden = [marks.hide(message) for message in messages]
+            return marks.show(self._text(hidden, [marks.hide(tool) for tool in tools], opens=opens))
         except (jinja2.TemplateError, *TEMPLATE_FAILURES) as exc:
             raise InvalidRequest(f"the model's chat template refuses these messages: {exc}", param="messages") from None
 
-    def _text(self, messages: Sequence[Message]) -> str:
+    def _text(self, messages: Sequence[Message], tools: Sequence[Message], *, opens: bool) -> str:
         if self._template is None:
             return "\n".join(str(message.get("content") or "") for message in messages)
         return self._template.render(
-            messages=messages, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos
+            messages=messages,
+            tools=list(tools) or None,
+            add_generation_prompt=opens,
+            bos_token=self._bos,
+            eos_token=self._eos,
         )
 
 

@@ -4,6 +4,7 @@ Short texts share a call of llama.cpp, up to a budget of tokens: on a CPU about 
 again (`make bench-engine`). A text above the budget travels alone.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.llamacpp.engine_thread import EngineThread, Job
+from backends.llamacpp.speed import Speed
 
 if TYPE_CHECKING:  # whoever imports that module loads llama.cpp
     from backends.llamacpp.engine import Engine
@@ -24,6 +26,18 @@ BATCH_TOKENS = 128
 """Of a call that several texts share."""
 
 TEXTS_A_CALL = 16
+
+
+@dataclass
+class Counters:
+    """Since the start; read by others than the thread that counts."""
+
+    steps: int = 0
+    texts: int = 0
+    tokens: int = 0
+    cancelled: int = 0
+    busy_s: float = 0.0
+    """That llama.cpp was at work."""
 
 
 class Texts(Job):
@@ -50,6 +64,10 @@ class EmbeddingQueue(EngineThread[Texts]):
         super().__init__(make_engine, name=name, max_waiting=max_waiting)
         self._batch_tokens = batch_tokens
         self._turns: deque[_Turn] = deque()
+        self._in_call = 0
+        self.counters = Counters()
+        self.speed = Speed()
+        """Tokens."""
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Vector]:
         """One unit vector per input, in their order.
@@ -75,6 +93,15 @@ class EmbeddingQueue(EngineThread[Texts]):
     def waiting(self) -> int:
         return len(self._inbox) + len(self._turns)
 
+    @property
+    def running(self) -> int:
+        """Texts in the call that llama.cpp is at work on."""
+        return self._in_call
+
+    def wait_s(self) -> float:
+        tokens = sum(len(text) for turn in list(self._turns) for text in turn.job.inputs[turn.next :])
+        return min(600.0, max(1.0, self.speed.seconds_for(tokens, otherwise=float(self.waiting))))
+
     def _accept(self, job: Texts) -> None:
         self._turns.append(_Turn(job))
 
@@ -86,15 +113,28 @@ class EmbeddingQueue(EngineThread[Texts]):
         parts = self._next_texts()
         if not parts:
             return
+        texts = [turn.job.inputs[place] for turn, place in parts]
+        began_s, self._in_call = time.perf_counter(), len(texts)
         try:
-            vectors = self.engine.embed([turn.job.inputs[place] for turn, place in parts])
+            vectors = self.engine.embed(texts)
         except RuntimeError as failure:
             for turn in dict.fromkeys(turn for turn, _ in parts):
                 self._tell(turn.job, failure)
                 turn.job.cancelled = True
             return
+        finally:
+            self._in_call = 0
+        self._count(texts, time.perf_counter() - began_s)
         for (turn, place), vector in zip(parts, vectors, strict=True):
             self._tell(turn.job, (place, vector))
+
+    def _count(self, texts: Sequence[Sequence[int]], seconds: float) -> None:
+        tokens = sum(map(len, texts))
+        self.counters.steps += 1
+        self.counters.texts += len(texts)
+        self.counters.tokens += tokens
+        self.counters.busy_s += seconds
+        self.speed.saw(tokens, seconds)
 
     def _next_texts(self) -> list[tuple[_Turn, int]]:
         """One of each request in turn, as long as they fit into a call."""
@@ -103,6 +143,7 @@ class EmbeddingQueue(EngineThread[Texts]):
         while self._turns and len(parts) < TEXTS_A_CALL:
             turn = self._turns[0]
             if turn.job.cancelled:
+                self.counters.cancelled += 1
                 self._turns.popleft()
                 continue
             size = len(turn.job.inputs[turn.next])

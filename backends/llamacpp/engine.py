@@ -6,17 +6,23 @@ exceeds `n_batch`, logits are sampled only where they were asked for, NULL is te
 """
 
 import ctypes
+import math
 import os
+import re
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gguf import GGUFReader
 from numpy.typing import NDArray
 
-from backends.errors import ModelFileUnusable
+from backends.errors import InvalidRequest, ModelFileUnusable
 from backends.llamacpp.batch import Batch
+from backends.llamacpp.constrained import Constraint, new_matcher
+from backends.llamacpp.hardware import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, Hardware
 from backends.llamacpp.sampling import Sampling, build_chain
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # on abort ggml would start gdb, a slow and heavy death
@@ -24,6 +30,8 @@ from llama_cpp import llama_cpp as lib
 
 MAX_BATCH = 512
 """Rows of one step."""
+
+_CONTROL, _USER_DEFINED = lib.LLAMA_TOKEN_ATTR_CONTROL, lib.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 _LOG_LEVEL_WARN = 3
 _LOG_LEVEL_CONT = 5
@@ -58,6 +66,9 @@ class ModelInfo(NamedTuple):
     pooling: int
     chat_template: str | None
     control_tokens: tuple[str, ...]
+    special_tokens: dict[str, int]
+    """Texts that are one token with a meaning of its own: control tokens, and what looks like one."""
+    architecture: str
     bos: str
     eos: str
     ends: tuple[int, ...]
@@ -70,6 +81,8 @@ class Engine:
         context_tokens: the pool of cells that all sequences share. For embeddings: the longest input.
         sequences: that may be in the cells at the same time.
         threads: compute threads.
+        embeddings: texts become vectors, or scores; nothing is generated.
+        ranks: those vectors are scores of pairs.
 
     Raises:
         ModelFileUnusable: missing, not a GGUF, or nothing llama.cpp can load.
@@ -82,14 +95,19 @@ class Engine:
         context_tokens: int,
         threads: int,
         sequences: int = 1,
-        gpu_layers: int = 0,
+        hardware: Hardware = Hardware(),  # noqa: B008 - frozen
         embeddings: bool = False,
+        ranks: bool = False,
     ) -> None:
         lib.llama_log_set(_log.callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
         _check_file(path)
         self._embeddings = embeddings
-        self._model = _load_model(path, gpu_layers)
+        self._ranks = ranks
+        self._hardware = hardware
+        self.notes = list(hardware.ignored(gpu=bool(lib.llama_supports_gpu_offload())))
+        """What was asked for and cannot be had on this machine."""
+        self._model = _load_model(path, hardware)
         self._vocab = lib.llama_model_get_vocab(self._model)
         trained = int(lib.llama_model_n_ctx_train(self._model))
         if embeddings:
@@ -107,7 +125,11 @@ class Engine:
         self.recurrent = bool(lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         """Its state cannot be shared up to a token."""
         self.info = self._read_info(path, trained)
+        if ranks and not self._has_a_head(path):
+            raise ModelFileUnusable(f"{path.name} has no output for scores, so it cannot rank; take it for embeddings")
         self._ends = frozenset(self.info.ends)
+        self._tokenizer: Any = None
+        self._tokenizer_lock = threading.Lock()
         self._warm_up()
 
     def _new_context(self, context_tokens: int, threads: int, sequences: int) -> Any:
@@ -120,13 +142,19 @@ class Engine:
         params.n_ubatch = params.n_batch
         params.n_threads = params.n_threads_batch = threads
         params.embeddings = self._embeddings
+        if self._ranks:
+            params.pooling_type = lib.LLAMA_POOLING_TYPE_RANK
         params.no_perf = True
+        params.flash_attn_type = FLASH_ATTENTION[self._hardware.flash_attention]
+        params.type_k = CACHE_TYPES[self._hardware.cache_type_k]
+        params.type_v = CACHE_TYPES[self._hardware.cache_type_v]
         return lib.llama_init_from_model(self._model, params)
 
     def _read_info(self, path: Path, trained: int) -> ModelInfo:
         size = int(lib.llama_vocab_n_tokens(self._vocab))
         template = lib.llama_model_chat_template(self._model, None)
-        control = (token for token in range(size) if lib.llama_vocab_is_control(self._vocab, token))
+        special = {token: attributes for token in range(size) if (attributes := _special(self._vocab, token))}
+        texts = {token: text for token in special if (text := self._text(token))}
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, buffer, len(buffer))
         return ModelInfo(
@@ -137,7 +165,13 @@ class Engine:
             dimensions=int(lib.llama_model_n_embd(self._model)),
             pooling=int(lib.llama_pooling_type(self._context)),
             chat_template=template.decode("utf-8", "replace") if template else None,
-            control_tokens=tuple(text for token in control if (text := self._text(token))),
+            control_tokens=tuple(text for token, text in texts.items() if special[token] & _CONTROL),
+            special_tokens={
+                text: token
+                for token, text in texts.items()
+                if special[token] & _CONTROL or (text.startswith("<") and text.endswith(">"))
+            },
+            architecture=self._meta("general.architecture"),
             bos=self._text(lib.llama_vocab_bos(self._vocab)),
             eos=self._text(lib.llama_vocab_eos(self._vocab)),
             ends=tuple(token for token in range(size) if lib.llama_vocab_is_eog(self._vocab, token)),
@@ -158,6 +192,17 @@ class Engine:
         self.free_chain(chain)
         self.forget_all()
 
+    def _has_a_head(self, path: Path) -> bool:
+        """llama.cpp would take the first number of any vector for a score."""
+        if self._meta(f"{self.info.architecture}.pooling_type") == str(int(lib.LLAMA_POOLING_TYPE_RANK)):
+            return True
+        return any(tensor.name.startswith("cls.") for tensor in GGUFReader(path).tensors)
+
+    def _meta(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        length = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length > 0 else ""
+
     def _text(self, token: int) -> str:
         if token < 0:
             return ""
@@ -176,12 +221,12 @@ class Engine:
             count = lib.llama_tokenize(self._vocab, data, len(data), tokens, -count, add_special, parse_special)
         return list(tokens[:count])
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token; control tokens have none. May be part of a character."""
-        length = lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, False)
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of one token; control tokens have none, unless `special`. May be part of a character. One thread only."""
+        length = lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, special)
         if length < 0:
             self._piece_buffer = ctypes.create_string_buffer(-length)
-            length = lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, -length, 0, False)
+            length = lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, -length, 0, special)
         return self._piece_buffer.raw[:length]
 
     def new_chain(self, sampling: Sampling) -> Any:
@@ -195,6 +240,24 @@ class Engine:
     @staticmethod
     def free_chain(chain: Any) -> None:
         lib.llama_sampler_free(chain)
+
+    def new_constraint(self, grammar: str) -> Constraint:
+        """Any thread. The first one takes up to a second for a large vocabulary.
+
+        Raises:
+            InvalidRequest: llguidance does not take the grammar, or the model has no token that ends an answer.
+        """
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = _tokenizer(self._vocab, self.info.ends)
+        return Constraint(new_matcher(self._tokenizer, grammar), self.info.vocabulary)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Of a row of the last batch that asked for them, float32 [vocabulary], to be read and changed until the next `decode`."""
+        pointer = lib.llama_get_logits_ith(self._context, row)
+        if not pointer:
+            raise RuntimeError(f"row {row} has no logits")
+        return np.ctypeslib.as_array(pointer, shape=(self.info.vocabulary,))
 
     def decode(self) -> int:
         """Everything in `batch`. 0: done; 1: the cells are too few, and nothing has changed; others: see `generation.py`."""
@@ -242,14 +305,63 @@ class Engine:
         pointer = lib.llama_get_embeddings_seq(self._context, sequence)
         if not pointer:
             raise ModelFileUnusable("the model gives no pooled embedding; it needs pooling mean, cls or last")
+        if self._ranks:
+            outputs = max(1, int(lib.llama_model_n_cls_out(self._model)))
+            return np.ctypeslib.as_array(pointer, shape=(outputs,)).astype(np.float32, copy=True)
         vector = np.ctypeslib.as_array(pointer, shape=(self.info.dimensions,)).astype(np.float32, copy=True)
         length = float(np.linalg.norm(vector))
         return vector / length if length > 0 else vector
+
+    def ending(self, text: str) -> list[int]:
+        """The tokens that the model wants behind a text."""
+        with_special = self.tokenise(text[:64], add_special=True, parse_special=False)
+        without = self.tokenise(text[:64], add_special=False, parse_special=False)
+        behind = 0
+        while behind < len(with_special) and with_special[: len(with_special) - behind][-len(without) :] != without:
+            behind += 1
+        return with_special[len(with_special) - behind :] if without and behind < len(with_special) else []
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """A query and a document as rerankers read them: by the file's own `rerank` template, else with the usual marks between them.
+        Texts count as text, whatever they look like.
+        """
+        template = lib.llama_model_chat_template(self._model, b"rerank")
+        if template:
+            return self._filled(template.decode("utf-8", "replace"), {"{query}": query, "{document}": document})
+        first, second = (self.tokenise(text, add_special=False, parse_special=False) for text in (query, document))
+        vocab = self._vocab
+        bos, eos, sep = (int(of(vocab)) for of in (lib.llama_vocab_bos, lib.llama_vocab_eos, lib.llama_vocab_sep))
+        begin = [bos] if lib.llama_vocab_get_add_bos(vocab) else []
+        end = [sep if eos < 0 else eos] if lib.llama_vocab_get_add_eos(vocab) else []
+        between = [sep] if lib.llama_vocab_get_add_sep(vocab) else []
+        return [token for token in [*begin, *first, *end, *between, *second, *end] if token >= 0]
+
+    def _filled(self, template: str, texts: dict[str, str]) -> list[int]:
+        tokens: list[int] = []
+        for part in re.split("|".join(map(re.escape, texts)).join("()"), template):
+            if part in texts:
+                tokens += self.tokenise(texts[part], add_special=False, parse_special=False)
+            elif part:
+                tokens += self.tokenise(part, add_special=not tokens, parse_special=True)
+        return tokens
+
+    def relevance(self, scores: NDArray[np.float32]) -> float:
+        """Between 0 and 1, of what `embed` gives for a pair: most models give a logit, Qwen3's a probability."""
+        score = float(scores[0])
+        return (
+            score if self.info.architecture.startswith("qwen3") else 1 / (1 + math.exp(-max(-60.0, min(60.0, score))))
+        )
 
     def close(self) -> None:
         self.batch.free()
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
+
+
+def _special(vocab: Any, token: int) -> int:
+    """The attributes that make a token more than its text."""
+    attributes = int(lib.llama_vocab_get_attr(vocab, token))
+    return attributes & int(_CONTROL | _USER_DEFINED)
 
 
 def _check_file(path: Path) -> None:
@@ -262,10 +374,35 @@ def _check_file(path: Path) -> None:
         raise ModelFileUnusable(f"{path.name} is not a GGUF file")
 
 
-def _load_model(path: Path, gpu_layers: int) -> Any:
+def _load_model(path: Path, hardware: Hardware) -> Any:
     params = lib.llama_model_default_params()
-    params.n_gpu_layers = gpu_layers
+    params.n_gpu_layers = hardware.gpu_layers
+    params.split_mode = SPLIT_MODES[hardware.split_mode]
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise ModelFileUnusable(f"llama.cpp cannot load {path.name}: damaged, or of a kind this version does not know")
     return model
+
+
+def _tokenizer(vocab: Any, ends: Sequence[int]) -> Any:
+    """llguidance's view of a vocabulary: the bytes of each token, those with a meaning of their own marked by a byte that no text has.
+
+    Raises:
+        InvalidRequest: it cannot be made.
+    """
+    from llguidance import LLTokenizer  # here, so that workers that never need it start faster
+
+    if not ends:
+        raise InvalidRequest("this model has no token that ends an answer, so its answers cannot be kept to a grammar.")
+    buffer = ctypes.create_string_buffer(4096)
+    tokens = []
+    for token in range(int(lib.llama_vocab_n_tokens(vocab))):
+        length = lib.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, True)
+        text = buffer.raw[: max(0, length)]
+        special = _special(vocab, token)
+        marked = special & _CONTROL or (special and text.startswith(b"<") and text.endswith(b">"))
+        tokens.append(b"\xff" + text if marked else text)
+    tokenise = ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value
+    return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]  # missing in its stub
+        tokens=tokens, vocab_ptr=vocab, tokenize_fptr=tokenise, eos_token=list(ends)
+    )

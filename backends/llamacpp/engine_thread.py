@@ -78,7 +78,7 @@ class EngineThread(ABC, Generic[JobT]):
         """
         with self._wake:
             if self.waiting >= self._max_waiting:
-                raise BackendBusy(self._name, retry_after_s=float(self.waiting))
+                raise BackendBusy(self._name, retry_after_s=self.wait_s())
             self._inbox.append(job)
             self._wake.notify()
 
@@ -94,6 +94,15 @@ class EngineThread(ABC, Generic[JobT]):
     @abstractmethod
     def waiting(self) -> int:
         """Jobs that nothing is done for yet."""
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """Jobs that something is done for."""
+
+    @abstractmethod
+    def wait_s(self) -> float:
+        """How long it takes until somebody who came now would have a turn, as far as can be told."""
 
     @abstractmethod
     def _accept(self, job: JobT) -> None:

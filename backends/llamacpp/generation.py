@@ -10,18 +10,21 @@ beginnings kept for later go first, then the newest sequence has to wait; anythi
 more: everybody is told, and the cells are cleared.
 """
 
+import time
+from asyncio import to_thread
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.llamacpp.engine_thread import EngineThread, Job
+from backends.errors import InvalidRequest
+from backends.llamacpp.engine_thread import EngineThread
+from backends.llamacpp.listener import Listener
 from backends.llamacpp.prefixes import NOWHERE, Prefixes, Resident
-from backends.llamacpp.sampling import Sampling
-from backends.llamacpp.transcript import Transcript
+from backends.llamacpp.sequences import Ask, Began, Counters, Ended, Generation, Running, Score, Step
+from backends.llamacpp.speed import Speed
 
 if TYPE_CHECKING:  # whoever imports that module loads llama.cpp
     from backends.llamacpp.engine import Engine
@@ -32,79 +35,11 @@ PROMPT_BESIDE_STREAMS = 128
 NO_CELLS = 1
 """`llama_decode`: too few cells; nothing has changed."""
 
+MAX_WAIT_S = 600.0
+"""That anybody is told to wait."""
+
 KEPT_BEGINNINGS = 2
 """Sequences in the cells for each that is worked on: what was asked before is where the next prompt begins."""
-
-
-class Step(NamedTuple):
-    """What one or more tokens added to an answer."""
-
-    text: str
-    tokens: int
-    finish: str | None = None
-    """`stop` or `length` on the last step of a sequence."""
-    shared: int = 0
-    """Tokens of the prompt that were in the cells before; said once."""
-
-
-class Began(NamedTuple):
-    shared: int
-
-
-class Ended(NamedTuple):
-    finish: str
-
-
-class Generation(Job):
-    """
-    Args:
-        prompt: token ids of the vocabulary, at least one; with `max_tokens` no more than the pool holds.
-        scope: prompts of the same scope may begin where others left cells.
-    """
-
-    def __init__(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, scope: str) -> None:
-        super().__init__()
-        self.prompt = prompt
-        self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.scope = scope
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A sequence that is worked on, or waits to be again."""
-
-    job: Generation
-    tokens: list[int]
-    """Of the prompt, and what was generated."""
-    chain: Any
-    sequence: int = -1
-    cached: int = 0
-    """Of `tokens`, those that are in cells."""
-    produced: int = 0
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.cached
-
-    @property
-    def cells(self) -> int:
-        """That it may come to need."""
-        return len(self.tokens) + self.job.max_tokens - self.produced
-
-
-@dataclass
-class Counters:
-    """Since the start; read by others than the thread that counts."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    """Decoded."""
-    shared_tokens: int = 0
-    """That were in the cells already."""
-    generated_tokens: int = 0
-    preempted: int = 0
-    cancelled: int = 0
 
 
 class Generator(EngineThread[Generation]):
@@ -123,52 +58,36 @@ class Generator(EngineThread[Generation]):
         self._prefixes = Prefixes()
         self._free: list[int] | None = None
         self.counters = Counters()
+        self.speed = Speed()
+        """Of all sequences together, tokens."""
 
-    async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, *, stops: Sequence[str], max_tokens: int, scope: str = ""
-    ) -> AsyncGenerator[Step, None]:
+    async def generate(self, ask: Ask) -> AsyncGenerator[Step, None]:
         """Steps of one sequence, the last with its finish reason. A slow reader gets several tokens in one step.
 
         Closing the generator cancels the sequence at its next token.
 
         Raises:
-            BackendBusy, RuntimeError: the engine failed.
+            BackendBusy
+            InvalidRequest: the grammar, at any time.
+            RuntimeError: the engine failed.
         """
-        if max_tokens == 0:
+        if ask.max_tokens == 0:
             yield Step("", 0, "length")
             return
-        job = Generation(prompt, sampling, max_tokens=max_tokens, scope=scope)
+        # Off the loop: a large schema takes tens of milliseconds, the first one of all a second.
+        constraint = await to_thread(self.engine.new_constraint, ask.grammar) if ask.grammar is not None else None
+        job = Generation(ask, constraint)
         self.submit(job)
-        transcript = Transcript(stops)
+        listener = Listener(ask, self.engine.piece)
         try:
             while True:
-                step = self._spoken(await job.take(), transcript)
+                step = listener.hear(await job.take())
                 if step.tokens or step.finish or step.shared:
                     yield step
                 if step.finish:
                     return
         finally:
             job.cancelled = True
-
-    def _spoken(self, items: list[Any], transcript: Transcript) -> Step:
-        """
-        Raises:
-            RuntimeError: the engine failed.
-        """
-        text, tokens, shared = "", 0, 0
-        for item in items:
-            if isinstance(item, Exception):
-                raise item
-            if isinstance(item, Began):
-                shared = item.shared
-            elif isinstance(item, Ended):
-                text += transcript.finish()
-                return Step(text, tokens, "stop" if transcript.stopped else item.finish, shared)
-            else:
-                text, tokens = text + transcript.feed(self.engine.piece(item)), tokens + 1
-                if transcript.stopped:
-                    return Step(text, tokens, "stop", shared)
-        return Step(text, tokens, None, shared)
 
     @property
     def waiting(self) -> int:
@@ -178,8 +97,12 @@ class Generator(EngineThread[Generation]):
     def running(self) -> int:
         return len(self._running)
 
+    def wait_s(self) -> float:
+        usual = self.counters.generated_tokens / max(1, self.counters.finished)
+        return min(MAX_WAIT_S, max(1.0, self.speed.seconds_for(self.waiting * usual, otherwise=float(self.waiting))))
+
     def _accept(self, job: Generation) -> None:
-        self._waiting.append(Running(job, list(job.prompt), None))
+        self._waiting.append(Running(job, list(job.ask.prompt), None))
 
     @property
     def _busy(self) -> bool:
@@ -221,14 +144,17 @@ class Generator(EngineThread[Generation]):
     def _begin(self, one: Running) -> None:
         """Find cells to start from, and a number for the sequence."""
         if one.chain is None:
-            one.chain = self.engine.new_chain(one.job.sampling)
-        active = (Resident(other.sequence, other.job.scope, cells_of(other)) for other in self._running)
-        source, shared = NOWHERE if self.engine.recurrent else self._prefixes.best(one.tokens, one.job.scope, active)
+            one.chain = self.engine.new_chain(one.job.ask.sampling)
+        active = (resident_of(other) for other in self._running)
+        source, shared = (
+            NOWHERE if self.engine.recurrent else self._prefixes.best(one.tokens, one.job.ask.scope, active)
+        )
         one.sequence = self._number(but=source)
         if source is not None:
             self.engine.share(source, one.sequence, shared)
         one.cached = shared
-        if one.produced == 0 and shared:
+        if not one.begun:
+            one.begun = True
             self.counters.shared_tokens += shared
             self._tell(one.job, Began(shared))
 
@@ -267,6 +193,7 @@ class Generator(EngineThread[Generation]):
         return parts
 
     def _decode(self, parts: list[tuple[Running, int, int | None]]) -> None:
+        began_s, before = time.perf_counter(), self.counters.generated_tokens
         code = self.engine.decode()
         if code == NO_CELLS:
             self._make_room()
@@ -280,20 +207,44 @@ class Generator(EngineThread[Generation]):
             one.cached += size
             if row is not None:
                 self._sample(one, row)
+        seconds = time.perf_counter() - began_s
+        self.counters.busy_s += seconds
+        if produced := self.counters.generated_tokens - before:
+            self.speed.saw(produced, seconds)
 
     def _sample(self, one: Running, row: int) -> None:
-        token = self.engine.sample(one.chain, row)
-        if self.engine.ends(token):
-            self._finish(one, "stop")
+        constraint, top = one.job.constraint, one.job.ask.top_logprobs
+        try:
+            if constraint is not None:
+                constraint.narrow(self.engine.logits(row))
+            token = self.engine.sample(one.chain, row)
+            if self.engine.ends(token):
+                self._finish(one, "stop")
+                return
+            complete = constraint is not None and constraint.take(token)
+        except InvalidRequest as failure:  # of its grammar; nobody else's business
+            self._tell(one.job, failure)
+            self._end(one)
             return
         one.tokens.append(token)
         one.produced += 1
         self.counters.generated_tokens += 1
-        self._tell(one.job, token)
-        if one.produced >= one.job.max_tokens:
-            self._finish(one, "length")
+        self._tell(one.job, token if top is None else self._score(row, token, top))
+        if complete or one.produced >= one.job.ask.max_tokens:
+            self._finish(one, "stop" if complete else "length")
+
+    def _score(self, row: int, token: int, top: int) -> Score:
+        logprobs = log_softmax(self.engine.logits(row))
+        likely = np.argpartition(logprobs, -top)[-top:] if top else np.empty(0, np.intp)
+        likely = likely[np.argsort(-logprobs[likely])]
+        return Score(
+            token,
+            float(logprobs[token]),
+            tuple((int(one), float(logprobs[one])) for one in likely if np.isfinite(logprobs[one])),
+        )
 
     def _finish(self, one: Running, finish: str) -> None:
+        self.counters.finished += 1
         self._tell(one.job, Ended(finish))
         self._end(one)
 
@@ -302,7 +253,7 @@ class Generator(EngineThread[Generation]):
         self._running.remove(one)
         self._at_most = self.slots
         self._free_chain(one)
-        self._prefixes.keep(Resident(one.sequence, one.job.scope, cells_of(one)))
+        self._prefixes.keep(resident_of(one))
 
     def _make_room(self) -> None:
         """Beginnings first, the longest unused one; then the newest sequence goes back to waiting."""
@@ -346,5 +297,12 @@ class Generator(EngineThread[Generation]):
         self._free = None
 
 
-def cells_of(one: Running) -> NDArray[np.int32]:
-    return np.asarray(one.tokens[: one.cached], np.int32)
+def resident_of(one: Running) -> Resident:
+    ask = one.job.ask
+    return Resident(one.sequence, ask.scope, np.asarray(one.tokens[: one.cached], np.int32), ask.public_tokens)
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shifted = logits - logits.max()
+    scores: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(dtype=np.float64))
+    return scores

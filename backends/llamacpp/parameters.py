@@ -6,23 +6,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.errors import InvalidRequest
+from backends.llamacpp.grammars import Source, read_format
 from backends.llamacpp.sampling import Sampling
+from backends.llamacpp.tools import Tools, read_tools
 from backends.wire import Body
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
 LEGACY_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions."""
+MAX_TOP_LOGPROBS = 20
+LEGACY_MAX_LOGPROBS = 5
+
+CHAT_ONLY = ("tools", "tool_choice", "top_logprobs")
 
 NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     # field -> values that change nothing and are therefore let through
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
@@ -31,7 +32,6 @@ NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "best_of": (1,),
     "chat_template": (),
-    "grammar": ("",),
 }
 
 
@@ -47,6 +47,11 @@ class Wanted:
     choices: int
     stream: bool
     include_usage: bool
+    top_logprobs: int | None = None
+    """None: no logprobs; else how many likely tokens at each place beside the chosen one."""
+    format: Source | None = None
+    """What the answer has to be."""
+    tools: Tools | None = None
 
     def sampling_of(self, index: int) -> Sampling:
         """Each choice has a seed of its own, else all would be the same."""
@@ -58,7 +63,7 @@ def read_wanted(body: Body, *, vocabulary: int, legacy: bool) -> Wanted:
     Raises:
         InvalidRequest: a value outside OpenAI's range, or a feature local models do not have.
     """
-    refuse_unsupported(body)
+    refuse_unsupported(body, legacy=legacy)
     newer = not legacy and body.read("max_completion_tokens", int) is not None
     tokens_param = "max_completion_tokens" if newer else "max_tokens"
     stream = body.read("stream", bool, False)
@@ -73,10 +78,16 @@ def read_wanted(body: Body, *, vocabulary: int, legacy: bool) -> Wanted:
         choices=_whole(body, "n", 1, low=1, high=MAX_CHOICES) or 1,
         stream=stream,
         include_usage=bool((options or {}).get("include_usage")),
+        top_logprobs=_read_legacy_logprobs(body) if legacy else _read_logprobs(body),
+        format=read_format(body),
+        tools=None if legacy else read_tools(body),
     )
 
 
-def refuse_unsupported(body: Body) -> None:
+def refuse_unsupported(body: Body, *, legacy: bool) -> None:
+    for name in CHAT_ONLY if legacy else ():
+        if given(body, name):
+            raise InvalidRequest(f"'{name}' is for /v1/chat/completions.", param=name)
     for name, harmless in NOT_SUPPORTED.items():
         if name in body and (value := body.read(name, Any)) is not None and value not in harmless:
             raise InvalidRequest(f"'{name}' is not supported by this local model.", param=name)
@@ -96,6 +107,25 @@ def _read_sampling(body: Body, vocabulary: int) -> Sampling:
         ignore_eos=body.read("ignore_eos", bool, False),
         seed=secrets.randbits(32) if seed is None else seed & 0xFFFFFFFF,
     )
+
+
+def given(body: Body, name: str) -> object:
+    """Whatever it is; None where it is not there."""
+    return body.read(name, object)
+
+
+def _read_logprobs(body: Body) -> int | None:
+    wanted = body.read("logprobs", bool, False)
+    top = _whole(body, "top_logprobs", 0, low=0, high=MAX_TOP_LOGPROBS) or 0
+    if top and not wanted:
+        raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+    return top if wanted else None
+
+
+def _read_legacy_logprobs(body: Body) -> int | None:
+    if given(body, "logprobs") is False:  # the chat's form, which some clients send here too
+        return None
+    return _whole(body, "logprobs", None, low=0, high=LEGACY_MAX_LOGPROBS)
 
 
 def _read_logit_bias(body: Body, vocabulary: int) -> dict[int, float]:
@@ -165,8 +195,23 @@ def _message(message: Any, where: str) -> dict[str, Any]:
             param=f"{where}.content",
             code="missing_required_parameter",
         )
+    _check_calls(message.get("tool_calls"), f"{where}.tool_calls")
     role = "system" if role == "developer" else role
     return message | {"role": role, "content": text_of(content, f"{where}.content")}
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    """Those of an earlier turn, as templates read them."""
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"'{where}' must be a list of calls.", param=where)
+    for place, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        parts = (function.get("name"), function.get("arguments", "")) if isinstance(function, dict) else ()
+        if not parts or not all(isinstance(part, str) for part in parts):
+            param = f"{where}[{place}]"
+            raise InvalidRequest(f"'{param}' must be a call with a function's name and arguments as text.", param=param)
 
 
 def text_of(content: Any, where: str) -> str:

@@ -23,6 +23,8 @@ class Resident:
     sequence: int
     scope: str
     tokens: NDArray[np.int32]
+    public: int = 0
+    """Of `tokens`, from the first one on: those that any scope may know of."""
 
 
 class Start(NamedTuple):
@@ -59,7 +61,8 @@ class Prefixes:
         self._idle.move_to_end(sequence)
 
     def best(self, prompt: Sequence[int], scope: str, running: Iterable[Resident] = ()) -> Start:
-        """The longest beginning that any sequence of this scope shares; at least one token is left to decode.
+        """The longest beginning that any sequence of this scope shares, or any at all in what is public; at least one token is left to
+        decode.
 
         Args:
             running: sequences that are worked on, with what of them is in cells.
@@ -67,9 +70,8 @@ class Prefixes:
         wanted = np.asarray(prompt[:-1], np.int32)
         best = NOWHERE
         for resident in (*self._idle.values(), *running):
-            if resident.scope != scope:
-                continue
-            shared = shared_tokens(wanted, resident.tokens)
+            open_to_us = resident.tokens if resident.scope == scope else resident.tokens[: resident.public]
+            shared = shared_tokens(wanted, open_to_us)
             if shared > best.shared:
                 best = Start(resident.sequence, shared)
         return best if best.shared >= MIN_SHARED else NOWHERE
@@ -83,3 +85,7 @@ def shared_tokens(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
     length = min(len(one), len(other))
     different = np.flatnonzero(one[:length] != other[:length])
     return int(different[0]) if len(different) else length
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    return shared_tokens(np.asarray(one, np.int32), np.asarray(other, np.int32))

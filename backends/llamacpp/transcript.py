@@ -19,19 +19,28 @@ class Transcript:
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.stopped = False
+        self.read_chars = 0
+        """Decoded so far."""
+        self.shown_chars = 0
+        """Given out so far."""
 
     def feed(self, piece: bytes) -> str:
         """The text that became certain with this piece. After a stop string: nothing any more."""
-        return self._take(self._decoder.decode(piece))
+        return self._show(self._take(self._decoder.decode(piece)))
 
     def finish(self) -> str:
         """What was held back, at the end of generation; half a character becomes U+FFFD."""
         text = self._take(self._decoder.decode(b"", final=True))
         if not self.stopped:
             text, self._held = text + self._held, ""
+        return self._show(text)
+
+    def _show(self, text: str) -> str:
+        self.shown_chars += len(text)
         return text
 
     def _take(self, text: str) -> str:
+        self.read_chars += len(text)
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text

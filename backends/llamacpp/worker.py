@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from backends.llamacpp.api import WorkerApi
 from backends.llamacpp.embedding_queue import TEXTS_A_CALL, EmbeddingQueue
 from backends.llamacpp.engine import Engine
 from backends.llamacpp.generation import KEPT_BEGINNINGS, Generator
+from backends.llamacpp.hardware import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, Hardware
+from backends.llamacpp.hosting import Host, Work
 from backends.llamacpp.worker_command import KEY_ENV, default_threads
 
 log = logging.getLogger("chasqui.worker")
@@ -52,11 +55,17 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chasqui worker", description="Serve one GGUF over HTTP.")
     parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="the GGUF file")
     parser.add_argument("--name", default="", help="what it is called in answers (default: the file's name)")
-    parser.add_argument("--serves", choices=["chat", "embeddings"], default="chat")
+    parser.add_argument("--serves", choices=["chat", "embeddings", "rerank"], default="chat")
     parser.add_argument("--context-tokens", type=int, default=4096, help="prompts and answers, of all slots together")
     parser.add_argument("--slots", type=int, default=4, help="answers at the same time; they share the context tokens")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--gpu-layers", type=int, default=0, help="-1: all")
+    parser.add_argument(
+        "--split-mode", choices=list(SPLIT_MODES), default="layer", help="how several GPUs share a model"
+    )
+    parser.add_argument("--flash-attention", choices=list(FLASH_ATTENTION), default="auto")
+    parser.add_argument("--cache-type-k", choices=list(CACHE_TYPES), default="f16", help="of keys in the pool")
+    parser.add_argument("--cache-type-v", choices=list(CACHE_TYPES), default="f16", help="of values in the pool")
     parser.add_argument("--socket", type=Path, help="serve on this Unix socket")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8081)
@@ -67,12 +76,15 @@ def parser() -> argparse.ArgumentParser:
 
 async def serve(options: argparse.Namespace, key: str) -> None:
     name = options.name or options.model.stem
-    thread = _thread(options, name)
-    await thread.start()
-    api = WorkerApi(thread, name=name, key=key, serves=options.serves)
+    host = Host(partial(_work, options, name, key), options.model, key=key)
+    work = await host.load()
     listener = _listen(options)
+    if options.with_parent:  # which does with models what it likes, by other means
+        print(msgspec.json.encode(_ready(work.thread.engine)).decode(), flush=True)
+    else:
+        log.info("serving %s on %s", name, options.socket or f"http://{options.host}:{options.port}/v1")
     config = uvicorn.Config(
-        api,
+        work.api if options.with_parent else host,
         http=HttpProtocol,
         lifespan="off",
         log_config=None,
@@ -81,31 +93,38 @@ async def serve(options: argparse.Namespace, key: str) -> None:
         timeout_keep_alive=3600,  # the gateway decides; a server that closes first races with the next request
         timeout_graceful_shutdown=5,
     )
-    if options.with_parent:
-        print(msgspec.json.encode(_ready(thread.engine)).decode(), flush=True)
+    try:
+        await uvicorn.Server(config).serve(sockets=[listener])
+    finally:
+        await host.aclose()
+
+
+async def _work(options: argparse.Namespace, name: str, key: str, path: Path) -> Work:
+    make: Callable[[], Engine] = partial(_engine, options, path)
+    thread: Generator | EmbeddingQueue
+    if options.serves == "chat":
+        thread = Generator(make, name=name, slots=options.slots, max_waiting=MAX_WAITING)
     else:
-        log.info("serving %s on %s", name, options.socket or f"http://{options.host}:{options.port}/v1")
-    await uvicorn.Server(config).serve(sockets=[listener])
-    thread.close()
+        thread = EmbeddingQueue(make, name=name, max_waiting=MAX_WAITING)
+    await thread.start()
+    return Work(thread, WorkerApi(thread, name=name, key=key, serves=options.serves))
 
 
-def _thread(options: argparse.Namespace, name: str) -> Generator | EmbeddingQueue:
-    make = partial(_engine, options)
-    if options.serves == "embeddings":
-        return EmbeddingQueue(make, name=name, max_waiting=MAX_WAITING)
-    return Generator(make, name=name, slots=options.slots, max_waiting=MAX_WAITING)
-
-
-def _engine(options: argparse.Namespace) -> Engine:
+def _engine(options: argparse.Namespace, path: Path) -> Engine:
     engine = Engine(
-        options.model,
+        path,
         context_tokens=options.context_tokens,
         threads=options.threads or default_threads(os.cpu_count() or 1),
-        sequences=TEXTS_A_CALL if options.serves == "embeddings" else options.slots * KEPT_BEGINNINGS,
-        gpu_layers=options.gpu_layers,
-        embeddings=options.serves == "embeddings",
+        sequences=options.slots * KEPT_BEGINNINGS if options.serves == "chat" else TEXTS_A_CALL,
+        hardware=Hardware(
+            options.gpu_layers, options.split_mode, options.flash_attention, options.cache_type_k, options.cache_type_v
+        ),
+        embeddings=options.serves != "chat",
+        ranks=options.serves == "rerank",
     )
     info = engine.info
+    for note in engine.notes:
+        log.warning("%s", note)
     if info.context_tokens > info.trained_tokens > 0 and options.serves == "chat":
         log.warning("context of %d tokens, but the model was trained with %d", info.context_tokens, info.trained_tokens)
     return engine
@@ -118,6 +137,7 @@ def _ready(engine: Engine) -> dict[str, Any]:
         "context_tokens": info.context_tokens,
         "dimensions": info.dimensions,
         "model": info.description,
+        "notes": engine.notes,
     }
 
 

@@ -18,11 +18,22 @@ class WorkerOptions(NamedTuple):
     slots: int
     threads: int
     gpu_layers: int
+    split_mode: str
+    flash_attention: str
+    cache_type_k: str
+    cache_type_v: str
     socket: Path
 
     @classmethod
     def of(cls, settings: LlamaCppSettings, path: Path, socket: Path) -> "WorkerOptions":
         threads = 0 if settings.threads == "auto" else settings.threads
+        flash = (
+            settings.flash_attention
+            if settings.flash_attention == "auto"
+            else "on"
+            if settings.flash_attention
+            else "off"
+        )
         return cls(
             path,
             settings.name,
@@ -31,6 +42,10 @@ class WorkerOptions(NamedTuple):
             settings.slots,
             threads,
             settings.gpu_layers,
+            settings.split_mode,
+            flash,
+            settings.cache_type_k,
+            settings.cache_type_v,
             socket,
         )
 

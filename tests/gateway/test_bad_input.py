@@ -92,9 +92,11 @@ def test_bodies_that_are_not_what_they_should_be(http: httpx.Client, path: str, 
         ({"logit_bias": {"999999": 1}}, "invalid_value", "logit_bias"),
         ({"logit_bias": {"5": 101}}, "invalid_value", "logit_bias"),
         ({"presence_penalty": 2.5}, "invalid_value", "presence_penalty"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "invalid_value", "tools"),
-        ({"response_format": {"type": "json_object"}}, "invalid_value", "response_format"),
-        ({"logprobs": True}, "invalid_value", "logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "invalid_value", "tools[0].function.name"),
+        ({"response_format": {"type": "json_object"}}, "invalid_value", "messages"),
+        ({"grammar": "root ::= ("}, "invalid_value", "grammar"),
+        ({"top_logprobs": 1}, "invalid_value", "top_logprobs"),
+        ({"chat_template": "{{ messages }}"}, "invalid_value", "chat_template"),
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"collections": ["handbook"]}, "invalid_value", "collections"),
         ({"include": ["retrieval"]}, "invalid_value", "include"),
@@ -184,7 +186,7 @@ def test_a_key_with_bytes_that_are_no_text_is_just_a_bad_key(gateway: Gateway) -
     check(answer, 401, "invalid_api_key")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/rerank", "/admin", "/%00", "/v1/models/x%2F..%2Fy"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/rerank/x", "/admin", "/%00", "/v1/models/x%2F..%2Fy"])
 def test_an_unknown_path(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
     assert answer.status_code == 404

@@ -105,8 +105,8 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
             "6: limits.store: is `memory`, or an address like redis://host:6379/0, rediss://… or unix:///path",
         ),
         (
-            GOOD.replace("engine: quote", "engine: quote, ram_disk: 3"),
-            "3: backends[0].ram_disk: 'ram_disk' is planned but not built in this version; remove it",
+            GOOD.replace("engine: quote", "engine: quote, stages: 3"),
+            "3: backends[0].stages: 'stages' is planned but not built in this version; remove it",
         ),
         (
             GOOD.replace("[quote]", "[qoute]"),

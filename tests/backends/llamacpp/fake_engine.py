@@ -112,7 +112,7 @@ class FakeEngine:
     def forget_all(self) -> None:
         self._cells = []
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, special: bool = False) -> bytes:
         return f"{token} ".encode()
 
     def close(self) -> None:

@@ -257,9 +257,11 @@ async def test_prompt_and_answer_must_fit_together_to_the_token(local: LocalBack
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"functions": [{"name": "look"}]}, "functions"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"temperature": 3}, "temperature"),
         ({"logit_bias": {str(len(TOKENS)): 1}}, "logit_bias"),
         ({"logit_bias": {"llama": 1}}, "logit_bias"),

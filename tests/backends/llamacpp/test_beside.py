@@ -83,3 +83,33 @@ async def test_a_worker_that_is_told_to_stop_stops_by_itself(
         process.send_signal(signal.SIGTERM)
         words = await process.stderr.read()
         assert await process.wait() in (0, -signal.SIGTERM), words.decode()
+
+
+async def test_what_is_no_clients_secret_is_shared_with_everybody(synthetic_gguf: Path) -> None:
+    """A template's messages and a collection's text, but not a letter of what a client has said behind them."""
+    system, passages = "You answer from the handbook, and briefly.", "[1] The road runs over the high bridge."
+
+    def asked(key: str, role: str, question: str, *, public: tuple[int, int]) -> Call:
+        messages = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": f"{passages} {question}"},
+        ]
+        return replace(asked_by(key, role, ""), body=chat(messages=messages).body, public=public)
+
+    async with running(synthetic_gguf, context_tokens=2048) as backend:
+        question = "who carries the message over the bridge"
+        assert await shared(backend, asked("k1", "r1", question, public=(1, len(passages)))) == 0
+        both = await shared(backend, asked("k2", "r2", question, public=(1, len(passages))))
+        own = await shared(backend, asked("k1", "r1", question, public=(1, len(passages))))
+        assert 0 < both < own
+        known = asked("k3", "r3", question, public=(1, len(passages)))
+        head = replace(known, body=known.body.replace(messages=[{"role": "system", "content": system}]))
+        system_tokens, prompt_tokens = [(await backend.count(one)).prompt_tokens for one in (head, known)]
+        assert system_tokens - 5 < both < prompt_tokens - len(question.split())
+
+
+async def test_without_a_word_from_the_gateway_nothing_is_public(synthetic_gguf: Path) -> None:
+    async with running(synthetic_gguf, context_tokens=2048) as backend:
+        words = "the road runs over the high bridge and the stone mountain"
+        assert await shared(backend, asked_by("k1", "r1", words)) == 0
+        assert await shared(backend, asked_by("k2", "r2", words)) == 0

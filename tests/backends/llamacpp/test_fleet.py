@@ -13,7 +13,9 @@ import pytest
 
 from backends.errors import BackendUnavailable, UpstreamBroken
 from backends.llamacpp.backend import LocalBackend
-from backends.llamacpp.fleet import BACKOFF_S, Fleet, Member, Sockets, _locked, _remove_leftovers
+from backends.llamacpp.fleet import Fleet
+from backends.llamacpp.member import BACKOFF_S, Member
+from backends.llamacpp.sockets import Sockets, _locked, _remove_leftovers
 from backends.llamacpp.worker_command import KEY_ENV, WorkerOptions, default_threads, worker_command
 from tests.backends.llamacpp.local import chat, running, settings, texts
 from tests.backends.llamacpp.test_api import ON_AND_ON
@@ -31,13 +33,13 @@ class Clock:
 
 @asynccontextmanager
 async def member_of(path: Path, clock: Clock | None = None) -> AsyncIterator[tuple[Member, LocalBackend]]:
-    sockets = Sockets()
-    member = Member(settings(), path, sockets=sockets, clock=clock or Clock())
+    fleet = Fleet()
+    member = Member(settings(), path, fleet=fleet, clock=clock or Clock())
     try:
         yield member, LocalBackend(member, serves="chat")
     finally:
         await member.aclose()
-        sockets.remove()
+        await fleet.aclose()
 
 
 # Starting
@@ -59,8 +61,9 @@ async def test_a_worker_is_started_at_the_first_use_and_stays(synthetic_gguf: Pa
 
 async def test_everybody_who_comes_at_the_start_waits_for_the_same_worker(synthetic_gguf: Path) -> None:
     """Also when the one who came first leaves."""
-    sockets = Sockets()
-    member = Member(settings(), synthetic_gguf, sockets=sockets)
+    fleet = Fleet()
+    sockets = fleet.sockets
+    member = fleet.add(settings(), synthetic_gguf)
     backend = LocalBackend(member, serves="chat")
     callers = [asyncio.create_task(texts(backend, chat())) for _ in range(4)]
     while backend.status() == "asleep":
@@ -280,8 +283,9 @@ async def test_a_worker_used_lately_is_not_stopped(synthetic_gguf: Path) -> None
 
 
 async def test_sockets_lie_in_a_private_folder_that_goes_away(synthetic_gguf: Path) -> None:
-    sockets = Sockets()
-    member = Member(settings(), synthetic_gguf, sockets=sockets)
+    fleet = Fleet()
+    sockets = fleet.sockets
+    member = fleet.add(settings(), synthetic_gguf)
     await texts(LocalBackend(member, serves="chat"), chat())
     folder = sockets.new().parent
     assert oct(stat.S_IMODE(folder.stat().st_mode)) == "0o700"
@@ -322,6 +326,10 @@ def test_the_command_carries_the_settings_and_never_the_key() -> None:
         "--slots=4",
         "--threads=0",
         "--gpu-layers=-1",
+        "--split-mode=layer",
+        "--flash-attention=auto",
+        "--cache-type-k=f16",
+        "--cache-type-v=f16",
         "--socket=/s/1.sock",
         "--with-parent",
     ]

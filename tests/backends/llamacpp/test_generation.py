@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from backends.errors import BackendBusy
 from backends.llamacpp.generation import KEPT_BEGINNINGS, PROMPT_BESIDE_STREAMS, Generator
 from backends.llamacpp.sampling import Sampling
+from backends.llamacpp.sequences import Ask
 from tests.backends.llamacpp.fake_engine import FakeEngine, alone
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ async def generating(cells: int = 200, **options: Any) -> AsyncIterator[Generato
 
 async def say(generator: Generator, prompt: list[int], max_tokens: int, **options: Any) -> tuple[list[int], str]:
     text, finish = "", ""
-    asked = generator.generate(prompt, Sampling(), stops=options.pop("stops", ()), max_tokens=max_tokens, **options)
+    asked = generator.generate(Ask(prompt, Sampling(), max_tokens, **options))
     async with aclosing(asked) as steps:
         async for step in steps:
             text += step.text
@@ -174,7 +175,7 @@ async def test_whatever_comes_and_goes_every_request_ends_once_and_no_cell_is_lo
         async def client(prompt: list[int], max_tokens: int, scope: str, patience: int) -> Any:
             if patience == 0:
                 return await say(generator, prompt, max_tokens, scope=scope)
-            asked = generator.generate(prompt, Sampling(), stops=(), max_tokens=max_tokens, scope=scope)
+            asked = generator.generate(Ask(prompt, Sampling(), max_tokens, scope=scope))
             async with aclosing(asked) as steps:
                 with suppress(StopAsyncIteration):
                     for _ in range(patience):

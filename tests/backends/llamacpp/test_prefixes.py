@@ -51,3 +51,12 @@ def test_a_common_beginning_is_as_long_as_it_is(one: list[int], other: list[int]
     while wanted < min(len(one), len(other)) and one[wanted] == other[wanted]:
         wanted += 1
     assert shared_tokens(np.asarray(one, np.int32), np.asarray(other, np.int32)) == wanted
+
+
+def test_what_is_public_is_shared_with_every_scope_and_nothing_behind_it() -> None:
+    prefixes = Prefixes()
+    known = Resident(1, "a", np.arange(1, 21, dtype=np.int32), public=8)
+    prefixes.keep(known)
+    prompt = [*range(1, 21), 99]
+    assert prefixes.best(prompt, "b") == (1, 8)
+    assert prefixes.best(prompt, "a") == (1, 20)

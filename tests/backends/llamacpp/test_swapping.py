@@ -1,0 +1,175 @@
+"""Models in and out of memory while clients wait: real workers."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.errors import BackendUnavailable, InvalidRequest, ModelFileUnusable
+from backends.llamacpp.backend import LocalBackend
+from backends.llamacpp.fleet import Fleet
+from backends.llamacpp.ram_disk import RamDisk
+from backends.llamacpp.synthetic import write_synthetic
+from backends.llamacpp.totals import Totals
+from backends.settings import FleetSettings
+from tests.backends.llamacpp.local import chat, settings, texts
+from tests.backends.llamacpp.test_api import ON_AND_ON
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def fleet_of(path: Path, *names: str, limits: dict[str, Any], **fields: Any) -> AsyncIterator[list[LocalBackend]]:
+    fleet = Fleet(ram_disk=fields.pop("disk", None))
+    fleet.limit(FleetSettings(**limits))
+    pinned = fields.pop("pinned_one", None)
+    backends = [
+        LocalBackend(fleet.add(settings(name=name, pinned=name == pinned, **fields), path), serves="chat")
+        for name in names
+    ]
+    try:
+        yield backends
+    finally:
+        await fleet.aclose()
+
+
+async def test_the_longest_unused_leaves_when_there_is_room_for_two(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", "c", limits={"max_loaded": 2}) as (a, b, c):
+        for backend in (a, b, a, c):
+            await texts(backend, chat())
+        assert [one.status() for one in (a, b, c)] == ["ready", "asleep", "ready"]
+        assert await texts(b, chat()) == await texts(a, chat())
+
+
+async def test_a_model_at_work_ends_its_work_before_it_leaves(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", limits={"max_loaded": 1}) as (a, b):
+        (alone,) = await texts(a, chat(max_tokens=100, ignore_eos=True))
+        stream = a.stream(chat(max_tokens=100, ignore_eos=True, stream=True))
+        said = (await anext(stream)).raw
+        other = asyncio.create_task(texts(b, chat()))
+        while a.status() != "stopping":
+            await asyncio.wait([other], timeout=0)
+        latecomer = asyncio.create_task(texts(a, chat()))
+        said += b"".join([event.raw async for event in stream])
+        chunks = [json.loads(line[6:]) for line in said.splitlines() if line.startswith(b"data: {")]
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == alone
+        assert await other == await latecomer
+
+
+async def test_many_clients_of_many_models_are_all_answered_with_room_for_one(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", "c", limits={"max_loaded": 1}) as backends:
+        answers = await asyncio.gather(*(texts(backend, chat()) for backend in backends * 4))
+        assert len(answers) == 12
+        assert all(answer == answers[0] for answer in answers)
+        assert sum(backend.status() == "ready" for backend in backends) == 1
+
+
+async def test_what_never_fits_says_so_with_the_numbers(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", limits={"max_loaded": 1}, pinned_one="a") as (a, b):
+        await texts(a, chat())
+        with pytest.raises(BackendUnavailable, match=r"max_loaded is 1, and 1 pinned"):
+            await texts(b, chat())
+        assert await texts(a, chat())
+    async with fleet_of(synthetic_gguf, "a", limits={"max_memory_mb": 1}) as (a,):
+        with pytest.raises(BackendUnavailable, match=r"max_memory_mb is 1 MB"):
+            await texts(a, chat())
+
+
+async def test_an_unloaded_model_comes_back_with_the_next_request(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
+        await a.load()
+        first = a.pid
+        told = await a.describe()
+        assert (told["status"], told["slots"], told["pid"]) == ("ready", 4, first)
+        assert told["memory_bytes"] > 10_000_000
+        await a.unload()
+        assert (a.status(), a.pid) == ("asleep", None)
+        assert await texts(a, chat())
+        assert a.pid not in (None, first)
+
+
+async def test_a_swapped_model_answers_those_who_waited(synthetic_gguf: Path, tmp_path: Path) -> None:
+    other = write_synthetic(tmp_path / "other.gguf", seed=9)
+    async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
+        before = await texts(a, chat())
+        swap = asyncio.create_task(a.swap(str(other)))
+        while not a._member._gate.is_paused:
+            await asyncio.wait([swap], timeout=0)
+        waiting = asyncio.create_task(texts(a, chat()))
+        await swap
+        after = await waiting
+        assert after != before
+        assert (await a.describe())["file"] == "other.gguf"
+        broken = tmp_path / "broken.gguf"
+        broken.write_bytes(other.read_bytes()[:5000])
+        with pytest.raises(BackendUnavailable):
+            await a.swap(str(broken))
+        assert await texts(a, chat()) == after, "the old one is back"
+
+
+async def test_a_model_that_is_not_there_cannot_be_swapped_in(synthetic_gguf: Path) -> None:
+    def find(name: str) -> Path:
+        raise ModelFileUnusable(f"there is no {name}")
+
+    fleet = Fleet()
+    backend = LocalBackend(fleet.add(settings(), synthetic_gguf), serves="chat", find=find)
+    with pytest.raises(InvalidRequest, match="there is no x.gguf"):
+        await backend.swap("x.gguf")
+    await fleet.aclose()
+
+
+async def test_unloading_gives_up_when_somebody_goes_on_and_on(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", limits={}, context_tokens=200_000) as (a,):
+        stream = a.stream(chat(stream=True, logit_bias=ON_AND_ON, max_tokens=150_000))
+        await anext(stream)
+        with pytest.raises(BackendUnavailable, match="still at work on 1 requests"):
+            await a._member.unload(0.01)
+        assert (await anext(stream)).raw, "it goes on"
+        await stream.aclose()
+
+
+async def test_a_staged_file_is_read_from_memory_and_can_be_cleared(synthetic_gguf: Path, tmp_path: Path) -> None:
+    disk = RamDisk(tmp_path)
+    async with fleet_of(synthetic_gguf, "a", limits={}, ram_disk=True, disk=disk) as (a,):
+        assert await texts(a, chat())
+        (staged,) = disk.files()
+        assert staged.bytes == synthetic_gguf.stat().st_size
+        assert staged.path.parent.stat().st_mode & 0o077 == 0
+        fleet: Any = a._member._fleet
+        assert await fleet.clear_ram_disk() == [], "a worker has it open"
+        await a.unload()
+        assert await fleet.clear_ram_disk() == [staged]
+        assert disk.files() == []
+        assert await texts(a, chat()), "staged again"
+
+
+async def test_a_file_that_does_not_fit_on_the_ram_disk_says_by_how_much(
+    synthetic_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = os.statvfs_result((4096, 4096, 100, 50, 50, 10, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: small)
+    async with fleet_of(synthetic_gguf, "a", limits={}, ram_disk=True, disk=RamDisk(tmp_path)) as (a,):
+        with pytest.raises(BackendUnavailable, match=r"does not fit on the RAM disk: it has \d+ MB, .* 0 MB free"):
+            await texts(a, chat())
+
+
+async def test_no_ram_disk_says_so(synthetic_gguf: Path, tmp_path: Path) -> None:
+    disk = RamDisk(tmp_path / "nowhere")
+    async with fleet_of(synthetic_gguf, "a", limits={}, ram_disk=True, disk=disk) as (a,):
+        with pytest.raises(BackendUnavailable, match="cannot stage"):
+            await texts(a, chat())
+
+
+def test_counters_go_on_where_a_process_ended() -> None:
+    totals = Totals()
+    totals.saw({"tokens": 5})
+    totals.saw({"tokens": 7})
+    totals.ended()
+    assert totals.all() == {"tokens": 7}
+    totals.saw({"tokens": 1, "steps": 2})
+    assert totals.all() == {"tokens": 8, "steps": 2}
