@@ -53,6 +53,8 @@ class LlamaCppSettings(Settings):
     """How keys are kept in the cells of the pool; smaller ones are less exact."""
     cache_type_v: CacheType = "f16"
     """The same for values. Other than f32, f16 and bf16 it needs flash attention."""
+    batch_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Embeddings and rerank: short texts share a call of llama.cpp up to so many tokens. On a CPU more is slower."""
     ram_disk: bool = False
     """The file is copied to `/dev/shm` when the model is loaded, so that the next load reads no disk."""
     preload: bool = False

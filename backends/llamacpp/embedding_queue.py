@@ -25,7 +25,15 @@ Vector = NDArray[np.float32]
 BATCH_TOKENS = 128
 """Of a call that several texts share."""
 
-TEXTS_A_CALL = 16
+TOKENS_A_TEXT = 8
+"""The shortest texts that a call is full of at its budget: so many sequences does a context need."""
+
+MOST_TEXTS_A_CALL = 256
+"""llama.cpp's limit of sequences."""
+
+
+def texts_a_call(batch_tokens: int) -> int:
+    return max(1, min(MOST_TEXTS_A_CALL, batch_tokens // TOKENS_A_TEXT))
 
 
 @dataclass
@@ -140,7 +148,7 @@ class EmbeddingQueue(EngineThread[Texts]):
         """One of each request in turn, as long as they fit into a call."""
         parts: list[tuple[_Turn, int]] = []
         tokens = 0
-        while self._turns and len(parts) < TEXTS_A_CALL:
+        while self._turns and len(parts) < self.engine.sequences:
             turn = self._turns[0]
             if turn.job.cancelled:
                 self.counters.cancelled += 1

@@ -142,6 +142,7 @@ class Member:
         """Its place in memory is its own."""
         self._fleet = fleet
         self._gate = Gate()
+        self._swapping = asyncio.Lock()
         self._measured_bytes = 0
         self._clock = clock
         self._on_restart = on_restart
@@ -218,8 +219,8 @@ class Member:
         Raises:
             BackendUnavailable
         """
-        before = self.path
-        async with self.paused(wait_s):
+        async with self._swapping, self.paused(wait_s):
+            before = self.path
             await self._stop_current()
             self.path, self._measured_bytes = path, 0
             self._failures, self._failed = 0, None

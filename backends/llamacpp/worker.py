@@ -22,7 +22,7 @@ import uvicorn
 from backends.asgi_http1 import HttpProtocol
 from backends.errors import BackendError
 from backends.llamacpp.api import WorkerApi
-from backends.llamacpp.embedding_queue import TEXTS_A_CALL, EmbeddingQueue
+from backends.llamacpp.embedding_queue import BATCH_TOKENS, EmbeddingQueue, texts_a_call
 from backends.llamacpp.engine import Engine
 from backends.llamacpp.generation import KEPT_BEGINNINGS, Generator
 from backends.llamacpp.hardware import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, Hardware
@@ -66,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--flash-attention", choices=list(FLASH_ATTENTION), default="auto")
     parser.add_argument("--cache-type-k", choices=list(CACHE_TYPES), default="f16", help="of keys in the pool")
     parser.add_argument("--cache-type-v", choices=list(CACHE_TYPES), default="f16", help="of values in the pool")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="embeddings: short texts share a call up to so many"
+    )
     parser.add_argument("--socket", type=Path, help="serve on this Unix socket")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8081)
@@ -105,7 +108,7 @@ async def _work(options: argparse.Namespace, name: str, key: str, path: Path) ->
     if options.serves == "chat":
         thread = Generator(make, name=name, slots=options.slots, max_waiting=MAX_WAITING)
     else:
-        thread = EmbeddingQueue(make, name=name, max_waiting=MAX_WAITING)
+        thread = EmbeddingQueue(make, name=name, max_waiting=MAX_WAITING, batch_tokens=options.batch_tokens)
     await thread.start()
     return Work(thread, WorkerApi(thread, name=name, key=key, serves=options.serves))
 
@@ -115,7 +118,7 @@ def _engine(options: argparse.Namespace, path: Path) -> Engine:
         path,
         context_tokens=options.context_tokens,
         threads=options.threads or default_threads(os.cpu_count() or 1),
-        sequences=options.slots * KEPT_BEGINNINGS if options.serves == "chat" else TEXTS_A_CALL,
+        sequences=options.slots * KEPT_BEGINNINGS if options.serves == "chat" else texts_a_call(options.batch_tokens),
         hardware=Hardware(
             options.gpu_layers, options.split_mode, options.flash_attention, options.cache_type_k, options.cache_type_v
         ),

@@ -22,6 +22,7 @@ class WorkerOptions(NamedTuple):
     flash_attention: str
     cache_type_k: str
     cache_type_v: str
+    batch_tokens: int
     socket: Path
 
     @classmethod
@@ -46,6 +47,7 @@ class WorkerOptions(NamedTuple):
             flash,
             settings.cache_type_k,
             settings.cache_type_v,
+            settings.batch_tokens,
             socket,
         )
 

@@ -1,6 +1,7 @@
 """A worker on another machine as a node: it tells what it does, and takes another model in when it is told to."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import httpx
 import pytest
 
 from backends.llamacpp.synthetic import write_synthetic
+from gateway.reranking import usage_of
+from tests.backends.llamacpp.rerank_gguf import write_reranker
 from tests.clients.test_worker_as_upstream import ASK, KEY, tcp_worker
 from tests.running import Gateway, running
 
@@ -64,3 +67,42 @@ def test_a_node_unloads_loads_and_swaps_its_model(gateway: Gateway) -> None:
         broken = order(http, action="swap", model="broken.gguf")
         assert broken.status_code in (502, 503)
         assert say(http) == after, "the old one is back"
+
+
+def test_a_reranker_elsewhere_is_an_upstream_like_any_other(tmp_path: Path) -> None:
+    model = write_reranker(tmp_path / "rerank.gguf")
+    with tcp_worker(model, "--name", "ranks", "--serves", "rerank") as url:
+        config = {
+            "backends": [{"name": "far", "engine": "openai", "base_url": url, "api_key_env": "WORKER_KEY"}],
+            "models": [{"name": "ranker", "route": [{"backend": "far", "model": "ranks"}]}],
+            "roles": [{"name": "default", "limits": [{"per": "1h", "tokens": 1000}]}],
+        }
+        body = {"model": "ranker", "query": "high road", "documents": ["the road rises", "stone"], "top_n": 1}
+        with running(tmp_path, config, {"WORKER_KEY": KEY}) as gateway, gateway.http as http:
+            http.headers["authorization"] = f"Bearer {gateway.new_key()}"
+            answer = http.post("/v1/rerank", json=body)
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["results"]) == 1
+            assert answer.json()["model"] == "ranker"
+            used = answer.json()["usage"]["total_tokens"]
+            http.headers["authorization"] = f"Bearer {gateway.key}"
+            deadline_s = time.monotonic() + 10
+            while (row := http.get(f"/admin/requests/{answer.headers['x-request-id']}").json()).get("usage") is None:
+                assert time.monotonic() < deadline_s
+            assert row["usage"]["prompt_tokens"] == used
+            assert row["operation"] == "rerank"
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        (b'{"usage": {"total_tokens": 7}}', 7),
+        (b'{"usage": {"prompt_tokens": 5, "total_tokens": 7}}', 5),
+        (b'{"meta": {"billed_units": {"search_units": 1}}}', None),
+        (b'{"usage": {"total_tokens": -1}}', None),
+        (b'{"usage": {"total_tokens": "many"}}', None),
+    ],
+)
+def test_providers_count_in_their_own_words(answer: bytes, tokens: int | None) -> None:
+    usage = usage_of(answer)
+    assert (usage.prompt_tokens if usage is not None else None) == tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends.llamacpp.embedding_queue import TEXTS_A_CALL, EmbeddingQueue
+from backends.llamacpp.embedding_queue import EmbeddingQueue
 
 pytestmark = pytest.mark.anyio
 
@@ -17,6 +17,8 @@ BUDGET = 10
 
 
 class CountingEngine:
+    sequences = 16
+
     """A text's vector is its tokens' sum; calls are written down."""
 
     def __init__(self) -> None:
@@ -58,7 +60,7 @@ async def test_each_request_gets_its_vectors_in_its_order() -> None:
     assert [sums(answer) for answer in answers] == [[sum(text) for text in inputs] for inputs in requests]
     for call in engine.calls:
         assert len(call) == 1 or sum(map(len, call)) <= BUDGET
-        assert len(call) <= TEXTS_A_CALL
+        assert len(call) <= CountingEngine.sequences
 
 
 async def test_short_texts_share_a_call_and_a_long_one_travels_alone() -> None:

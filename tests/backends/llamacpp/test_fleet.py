@@ -330,6 +330,7 @@ def test_the_command_carries_the_settings_and_never_the_key() -> None:
         "--flash-attention=auto",
         "--cache-type-k=f16",
         "--cache-type-v=f16",
+        "--batch-tokens=128",
         "--socket=/s/1.sock",
         "--with-parent",
     ]

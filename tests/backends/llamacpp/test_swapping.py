@@ -112,6 +112,19 @@ async def test_a_swapped_model_answers_those_who_waited(synthetic_gguf: Path, tm
         assert await texts(a, chat()) == after, "the old one is back"
 
 
+async def test_swaps_at_the_same_time_come_one_after_the_other(synthetic_gguf: Path, tmp_path: Path) -> None:
+    files = [write_synthetic(tmp_path / f"{seed}.gguf", seed=seed) for seed in (31, 32)]
+    async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
+        said = {}
+        for file in files:
+            await a.swap(str(file))
+            said[file.name] = await texts(a, chat())
+        await asyncio.gather(*(a.swap(str(file)) for file in files))
+        told = await a.describe()
+        assert await texts(a, chat()) == said[told["file"]], "what it says that it is"
+    assert len({str(text) for text in said.values()}) == 2
+
+
 async def test_a_model_that_is_not_there_cannot_be_swapped_in(synthetic_gguf: Path) -> None:
     def find(name: str) -> Path:
         raise ModelFileUnusable(f"there is no {name}")
