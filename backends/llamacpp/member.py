@@ -147,6 +147,8 @@ class Member:
         self._clock = clock
         self._on_restart = on_restart
         self._current: _Process | None = None
+        self._asked: _Process | None = None
+        """Whose counters are the current ones."""
         self._starting: asyncio.Task[_Process] | None = None
         self._last_use_s = clock()
         self._failures = 0
@@ -247,14 +249,16 @@ class Member:
 
     async def ask_status(self) -> None:
         """What the worker says of itself; one that does not answer is left to those who ask it for more."""
-        current = self._current
-        if current is None or not current.alive:
+        if self._current is None or not self._current.alive:
             self.status_told = {}
             return
+        await self._ask(self._current)
+
+    async def _ask(self, process: _Process) -> None:
         with contextlib.suppress(BackendError, msgspec.MsgspecError, TimeoutError):
             async with asyncio.timeout(STATUS_TIMEOUT_S):
-                told = msgspec.json.decode(await current.relay.get("/status"), type=dict[str, Any])
-            if self._current is current:
+                told = msgspec.json.decode(await process.relay.get("/status"), type=dict[str, Any])
+            if self._asked is process:
                 self.status_told = told
                 self._measured_bytes = int(told.get("memory_bytes") or 0)
                 self.totals.saw(told.get("counters") or {})
@@ -289,7 +293,7 @@ class Member:
             self.has_room = False
             return
         self._failures, self._failed = 0, None
-        self._current = task.result()
+        self._current = self._asked = task.result()
         if self._crashed:
             self._crashed = False
             self._on_restart(self.name)
@@ -393,7 +397,9 @@ class Member:
         current, self._current = self._current, None
         if current is None:
             return
-        self.status_told = {}
+        if current.alive:
+            await self._ask(current)  # for what it has counted since it was asked last
+        self._asked, self.status_told = None, {}
         self.totals.ended()
         await current.relay.aclose()
         if current.alive:

@@ -87,8 +87,10 @@ async def test_an_unloaded_model_comes_back_with_the_next_request(synthetic_gguf
         told = await a.describe()
         assert (told["status"], told["slots"], told["pid"]) == ("ready", 4, first)
         assert told["memory_bytes"] > 10_000_000
+        await texts(a, chat(max_tokens=5, ignore_eos=True))
         await a.unload()
         assert (a.status(), a.pid) == ("asleep", None)
+        assert a._member.totals.all()["generated_tokens"] == 5, "counted to the end"
         assert await texts(a, chat())
         assert a.pid not in (None, first)
 
