@@ -1,6 +1,5 @@
 """Chat and completions of a worker: from the body to the answer, whole or as a stream."""
 
-import asyncio
 import logging
 import time
 import uuid
@@ -14,6 +13,7 @@ from backends import sse
 from backends.asgi import Send, send_json, send_start
 from backends.errors import ContextLengthExceeded, InvalidRequest
 from backends.llamacpp.answers import Choice, Shape
+from backends.llamacpp.aside import aside
 from backends.llamacpp.generation import Generator
 from backends.llamacpp.grammar_check import GrammarCheck
 from backends.llamacpp.merging import side_by_side
@@ -64,11 +64,12 @@ class Generating:
         await self._answer(body, send, headers, legacy=True)
 
     async def apply_template(self, body: Body, send: Send, _: Headers) -> None:
-        await send_json(send, 200, {"prompt": await asyncio.to_thread(self.prompts.text, body)})
+        prompt = await aside(len(body.raw), lambda: self.prompts.text(body))
+        await send_json(send, 200, {"prompt": prompt})
 
     async def count(self, body: Body, send: Send, _: Headers) -> None:
         """Size of the prompt that this body would have, in tokens; several prompts add up."""
-        prompts = await asyncio.to_thread(self.prompts.of, body)
+        prompts = await aside(len(body.raw), lambda: self.prompts.of(body))
         size = {"prompt_tokens": sum(map(len, prompts)), "context_tokens": self._info.context_tokens}
         await send_json(send, 200, size)
 
@@ -89,8 +90,7 @@ class Generating:
             InvalidRequest
         """
         wanted = read_wanted(body, vocabulary=self._info.vocabulary, legacy=legacy)
-        # Off the loop: a long prompt would hold up all streams.
-        prompts = await asyncio.to_thread(self.prompts.legacy if legacy else lambda one: [self.prompts.chat(one)], body)
+        prompts = await aside(len(body.raw), lambda: self.prompts.legacy(body) if legacy else [self.prompts.chat(body)])
         if len(prompts) * wanted.choices > MAX_SEQUENCES:
             raise InvalidRequest(f"prompts times 'n' may be {MAX_SEQUENCES} at most.", param="n")
         limits = [self._max_tokens(prompt, wanted, "prompt" if legacy else "messages") for prompt in prompts]
@@ -131,8 +131,8 @@ class Generating:
         messages, _, chars = headers.get(PUBLIC, b"").partition(b",")
         if not messages.isdigit() or not chars.isdigit() or "messages" not in body:
             return 0
-        return await asyncio.to_thread(
-            lambda: self.prompts.public_tokens(body, prompt, messages=int(messages), chars=int(chars))
+        return await aside(
+            len(body.raw), lambda: self.prompts.public_tokens(body, prompt, messages=int(messages), chars=int(chars))
         )
 
     def _max_tokens(self, prompt: list[int], wanted: Wanted, param: str) -> int:

@@ -1,6 +1,5 @@
 """Embeddings and rerank of a worker."""
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -9,6 +8,7 @@ import numpy as np
 from backends.asgi import Send, send_json
 from backends.errors import InvalidRequest
 from backends.llamacpp.answers import embeddings_object, rerank_object
+from backends.llamacpp.aside import aside
 from backends.llamacpp.embedding_queue import EmbeddingQueue
 from backends.llamacpp.prompts import Inputs
 from backends.wire import Body
@@ -38,7 +38,7 @@ class Measuring:
         if dimensions != own:
             words = f"this model gives vectors of {own} dimensions and cannot shorten them to {dimensions}."
             raise InvalidRequest(words, param="dimensions")
-        inputs = await asyncio.to_thread(self._inputs.texts, body)
+        inputs = await aside(len(body.raw), lambda: self._inputs.texts(body))
         vectors = await self._queue.embed(inputs)
         model = body.read("model", str, self._name)
         answer = embeddings_object(
@@ -51,7 +51,7 @@ class Measuring:
         top = body.read("top_n", int, len(documents))
         if top < 1:
             raise InvalidRequest("'top_n' is a whole number from 1 on.", param="top_n")
-        pairs = await asyncio.to_thread(self._inputs.pairs, query, documents)
+        pairs = await aside(len(body.raw), lambda: self._inputs.pairs(query, documents))
         scores = [self._engine.relevance(vector) for vector in await self._queue.embed(pairs)]
         order = [int(place) for place in np.argsort([-score for score in scores], kind="stable")[:top]]
         answer = rerank_object(
@@ -66,9 +66,10 @@ class Measuring:
     async def count(self, body: Body, send: Send, _: Headers) -> None:
         """Tokens of everything that would be read."""
         if "documents" in body:
-            items = await asyncio.to_thread(self._inputs.pairs, body.require("query", str), read_documents(body))
+            query, documents = body.require("query", str), read_documents(body)
+            items = await aside(len(body.raw), lambda: self._inputs.pairs(query, documents))
         else:
-            items = await asyncio.to_thread(self._inputs.texts, body)
+            items = await aside(len(body.raw), lambda: self._inputs.texts(body))
         size: dict[str, Any] = {
             "prompt_tokens": sum(map(len, items)),
             "context_tokens": self._engine.info.context_tokens,
