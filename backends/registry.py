@@ -112,7 +112,7 @@ def _slots(settings: OpenAISettings | LlamaCppSettings, at_once: int | None) -> 
 def _upstream(settings: OpenAISettings, keys: Sequence[str], connect: Connect) -> Relay:
     url = urlsplit(settings.base_url)
     headers = {name.lower(): value for name, value in settings.headers.items()}
-    return (Node if settings.node else Relay)(
+    relay = (Node if settings.node else Relay)(
         settings.name,
         connect(settings),
         site=Site(url.path.rstrip("/"), f"?{urlencode(settings.query)}" if settings.query else ""),
@@ -122,6 +122,9 @@ def _upstream(settings: OpenAISettings, keys: Sequence[str], connect: Connect) -
         identity=f"openai:{settings.base_url}",
         max_answer_bytes=int(settings.max_answer_mb * 2**20),
     )
+    if isinstance(relay, Node):
+        relay.sharing = settings.prefix_sharing
+    return relay
 
 
 def keys_of(settings: OpenAISettings, secrets: Mapping[str, str]) -> list[str]:

@@ -173,6 +173,8 @@ class OpenAISettings(Settings):
     headers: dict[str, str] = {}
     node: bool = False
     """It is a `chasqui worker` on another machine: `/admin/backends` shows what it is at work on, and swaps its model."""
+    prefix_sharing: Literal["key", "role", "all"] = "role"
+    """Of a node: whose prompts may start where an earlier one left its cells."""
     stream_usage: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
     """`auto`: ask for usage in streams even where the client did not; `off`: leave streams as the client asked."""
 

@@ -1,5 +1,6 @@
 """Where files are: a model (today a path; other sources join here), and what globs mean."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,11 +15,13 @@ def find_model(model: str, *, home: Path, config_dir: Path) -> Path:
     """
     candidates = [Path(model)] if Path(model).is_absolute() else [home / model, config_dir / model]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            if candidate.is_file():
+                return candidate
     looked = " and ".join(str(candidate) for candidate in candidates)
     raise ModelFileUnusable(
-        f"the model file {model} is missing (looked for {looked}); run `chasqui models prepare`, put a GGUF there, or correct `model:`"
+        f"the model file {model[:200]} is missing (looked for {looked[:500]}); run "
+        "`chasqui models prepare`, put a GGUF there, or correct `model:`"
     )
 
 

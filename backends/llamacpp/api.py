@@ -41,9 +41,12 @@ class WorkerApi:
     Args:
         key: every request must carry it as a bearer, `/health` excepted.
         serves: chat, embeddings or rerank; the others' paths are refused with words.
+        share: requests that do not say who asks may share the beginnings of their prompts.
     """
 
-    def __init__(self, engine: Generator | EmbeddingQueue, *, name: str, key: str, serves: str) -> None:
+    def __init__(
+        self, engine: Generator | EmbeddingQueue, *, name: str, key: str, serves: str, share: bool = False
+    ) -> None:
         self._thread = engine
         self._engine = engine.engine
         self._name = name
@@ -52,7 +55,7 @@ class WorkerApi:
         self._generating: Generating | None = None
         self._handlers: dict[str, Handler] = {"/tokenize": self._tokenise}
         if isinstance(engine, Generator):
-            self._generating = generating = Generating(engine, name=name)
+            self._generating = generating = Generating(engine, name=name, share=share)
             self._handlers |= {
                 "/chat/completions": generating.chat,
                 "/completions": generating.completions,
@@ -103,13 +106,13 @@ class WorkerApi:
         except BackendBusy as exc:
             head = {"retry-after": f"{exc.retry_after_s:.0f}"}
             await send_error(send, 429, str(exc), type_="rate_limit_error", code="server_busy", headers=head)
-        except RuntimeError as exc:  # the engine failed at this request; the next one may be fine
-            log.exception("the engine failed")
-            await send_error(send, 500, str(exc), type_="server_error", code="internal_error")
         except BodyTooLarge as exc:
             await send_error(send, 413, str(exc), code="request_too_large")
         except ClientGone:
             pass
+        except Exception as exc:
+            log.exception("the engine failed")
+            await send_error(send, 500, str(exc), type_="server_error", code="internal_error")
 
     async def _tokenise(self, body: Body, send: Send, _: dict[bytes, bytes]) -> None:
         """`content`: its tokens. `contents`: how many each of them has."""

@@ -5,7 +5,6 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,15 +13,14 @@ import msgspec
 from backends.base import Answer, Call, Event, PromptSize
 from backends.errors import BackendUnavailable, InvalidRequest, ModelFileUnusable, UpstreamBroken
 from backends.llamacpp.member import Member
+from backends.llamacpp.read_ahead import read_ahead
+from backends.llamacpp.scope import scoped
 from backends.relay import Relay
 
 T = TypeVar("T")
 
 DRAIN_S = 60.0
 """That an administrator waits for requests to end."""
-
-SCOPE_HEADER = "x-chasqui-scope"
-PUBLIC_HEADER = "x-chasqui-public"
 
 DEATH_LOOKS_LIKE = (BackendUnavailable, UpstreamBroken)
 """Nobody listens any more, or the connection broke; a second death is the request's own, and told."""
@@ -57,11 +55,15 @@ class LocalBackend:
         self._digest: tuple[tuple[int, int], str] | None = None
 
     async def complete(self, call: Call) -> Answer:
-        call = self._scoped(call)
+        call = scoped(call, self._sharing)
         return await self._reaching(lambda relay: relay.complete(call))
 
     async def stream(self, call: Call) -> AsyncGenerator[Event, None]:
-        call = self._scoped(call)
+        async with aclosing(read_ahead(self._streamed(scoped(call, self._sharing)))) as events:
+            async for event in events:
+                yield event
+
+    async def _streamed(self, call: Call) -> AsyncGenerator[Event, None]:
         async with self._member.awake() as relay, aclosing(relay.stream(call)) as events:
             try:
                 first = await anext(events)
@@ -96,12 +98,6 @@ class LocalBackend:
                     raise
         async with self._member.awake() as relay:
             return await ask(relay)
-
-    def _scoped(self, call: Call) -> Call:
-        """The worker shares beginnings of prompts within a scope; it knows nothing of keys and roles."""
-        scope = {"key": f"key:{call.caller}", "role": f"role:{call.role}"}.get(self._sharing, "all")
-        public = {PUBLIC_HEADER: "{},{}".format(*call.public)} if any(call.public) else {}
-        return replace(call, headers={**call.headers, SCOPE_HEADER: scope, **public})
 
     async def identity(self) -> str:
         """The file's digest; read again only when the file changed."""

@@ -125,7 +125,7 @@ class EmbeddingQueue(EngineThread[Texts]):
         began_s, self._in_call = time.perf_counter(), len(texts)
         try:
             vectors = self.engine.embed(texts)
-        except RuntimeError as failure:
+        except Exception as failure:  # noqa: BLE001 - told to everybody who has a part in this call, and to nobody else
             for turn in dict.fromkeys(turn for turn, _ in parts):
                 self._tell(turn.job, failure)
                 turn.job.cancelled = True
@@ -147,7 +147,7 @@ class EmbeddingQueue(EngineThread[Texts]):
     def _next_texts(self) -> list[tuple[_Turn, int]]:
         """One of each request in turn, as long as they fit into a call."""
         parts: list[tuple[_Turn, int]] = []
-        tokens = 0
+        tokens, most = 0, min(self._batch_tokens, self.engine.batch_tokens)
         while self._turns and len(parts) < self.engine.sequences:
             turn = self._turns[0]
             if turn.job.cancelled:
@@ -155,7 +155,7 @@ class EmbeddingQueue(EngineThread[Texts]):
                 self._turns.popleft()
                 continue
             size = len(turn.job.inputs[turn.next])
-            if parts and tokens + size > self._batch_tokens:
+            if parts and tokens + size > most:
                 break
             self._turns.popleft()
             parts.append((turn, turn.next))

@@ -125,6 +125,8 @@ class Engine:
         self.recurrent = bool(lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         """Its state cannot be shared up to a token."""
         self.info = self._read_info(path, trained)
+        if not embeddings and not self._memory:
+            raise ModelFileUnusable(f"{path.name} makes vectors and no text; set `serves: embeddings`, or rerank")
         if ranks and not self._has_a_head(path):
             raise ModelFileUnusable(f"{path.name} has no output for scores, so it cannot rank; take it for embeddings")
         self._ends = frozenset(self.info.ends)
@@ -249,7 +251,10 @@ class Engine:
         """
         with self._tokenizer_lock:
             if self._tokenizer is None:
-                self._tokenizer = _tokenizer(self._vocab, self.info.ends)
+                try:
+                    self._tokenizer = _tokenizer(self._vocab, self.info.ends)
+                except ValueError as exc:
+                    raise InvalidRequest(f"answers of this model cannot be kept to a grammar: {exc}") from None
         return Constraint(new_matcher(self._tokenizer, grammar), self.info.vocabulary)
 
     def logits(self, row: int) -> NDArray[np.float32]:

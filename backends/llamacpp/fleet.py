@@ -67,13 +67,16 @@ class Fleet:
         Raises:
             BackendUnavailable: it does not fit beside those who may not leave, or they do not end.
         """
+        if not self._leavers(member):
+            member.take_room()
+            return
         async with self._turn:
             deadline_s = asyncio.get_running_loop().time() + ROOM_TIMEOUT_S
             while names := self._leavers(member):
                 for other in self.members:
                     if other.name in names and other.has_room:
                         await other.unload(max(0.0, deadline_s - asyncio.get_running_loop().time()))
-            member.has_room = True
+            member.take_room()
 
     def _leavers(self, member: Member) -> list[str]:
         present = [other.loaded() for other in self._members if other.has_room and other is not member]
@@ -101,8 +104,7 @@ class Fleet:
 
     async def clear_ram_disk(self) -> list[Staged]:
         """Removes the files that no worker has open; says which."""
-        in_use = {path for member, path in self._staged.items() if member.has_room}
-        return await self._ram_disk.clear(in_use)
+        return await self._ram_disk.clear(lambda: {path for member, path in self._staged.items() if member.has_room})
 
     async def _keep(self) -> None:
         while True:

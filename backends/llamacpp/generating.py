@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from backends.llamacpp.grammar_check import GrammarCheck
 from backends.llamacpp.merging import side_by_side
 from backends.llamacpp.parameters import Wanted, read_wanted
 from backends.llamacpp.prompts import Prompts
+from backends.llamacpp.scope import PUBLIC_HEADER, SCOPE_HEADER
 from backends.llamacpp.sequences import Ask
-from backends.llamacpp.speaking import Spoken, plus, speak
+from backends.llamacpp.speaking import Spoken, Tally, speak
 from backends.llamacpp.tool_formats import tool_grammar
 from backends.stream_watch import TOKEN_COMMENT
 from backends.wire import Body, Usage
@@ -30,11 +32,7 @@ log = logging.getLogger("chasqui.worker")
 MAX_SEQUENCES = 2048
 """Answers of one request."""
 
-SCOPE = b"x-chasqui-scope"
-"""Prompts of the same scope may begin where others left cells; the gateway says who shares with whom."""
-
-PUBLIC = b"x-chasqui-public"
-"""`messages,characters`: so many messages, and so much of the next one, are known to everybody."""
+SCOPE, PUBLIC = SCOPE_HEADER.encode(), PUBLIC_HEADER.encode()
 
 Headers = dict[bytes, bytes]
 Answering = AsyncGenerator[tuple[dict[str, Any], Usage], None]
@@ -50,10 +48,11 @@ class Order(NamedTuple):
 
 
 class Generating:
-    def __init__(self, generator: Generator, *, name: str) -> None:
+    def __init__(self, generator: Generator, *, name: str, share: bool) -> None:
         self._generator = generator
         self._info = generator.engine.info
         self._name = name
+        self._share = share
         self._grammars = GrammarCheck()
         self.prompts = Prompts(generator.engine)
 
@@ -96,13 +95,14 @@ class Generating:
         limits = [self._max_tokens(prompt, wanted, "prompt" if legacy else "messages") for prompt in prompts]
         public = await self._public_tokens(body, prompts[0], headers)
         grammar = await self._grammar(wanted)
+        scope = self._scope(headers)
         asks = [
             Ask(
                 prompt,
                 wanted.sampling_of(place * wanted.choices + choice),
                 limit,
                 wanted.stops,
-                headers.get(SCOPE, b"").decode("latin-1"),
+                scope,
                 public,
                 grammar,
                 wanted.top_logprobs,
@@ -112,6 +112,11 @@ class Generating:
             for choice in range(wanted.choices)
         ]
         return Order(asks, wanted, self._shape(body, wanted, legacy=legacy), sum(map(len, prompts)))
+
+    def _scope(self, headers: Headers) -> str:
+        """Who does not say whom it asks for shares with nobody, unless all clients of this worker are one."""
+        given = headers.get(SCOPE)
+        return given.decode("latin-1") if given is not None else "all" if self._share else uuid.uuid4().hex
 
     async def _grammar(self, wanted: Wanted) -> str | None:
         tools, source = wanted.tools, wanted.format
@@ -156,12 +161,12 @@ class Generating:
         )
 
     async def _send_whole(self, order: Order, speakers: list[AsyncGenerator[Spoken, None]], send: Send) -> None:
-        choices, usage = [Choice() for _ in speakers], Usage(order.prompt_tokens, 0)
+        choices, tally = [Choice() for _ in speakers], Tally(order.prompt_tokens, order.wanted.choices)
         async with aclosing(side_by_side(speakers, at_once=self._generator.slots)) as heard:
             async for index, spoken in heard:
                 choices[index].add(spoken)
-                usage = plus(usage, spoken)
-        await send_json(send, 200, order.shape.whole(choices, usage))
+                tally.add(index, spoken)
+        await send_json(send, 200, order.shape.whole(choices, tally.usage))
 
     async def _send_stream(
         self, order: Order, speakers: list[AsyncGenerator[Spoken, None]], send: Send, *, counted: bool
@@ -176,25 +181,27 @@ class Generating:
                 await send_piece(send, sse.DONE, last=True)
             except InvalidRequest as exc:  # a grammar that cannot be followed any further
                 await _send_failure(send, error_object(str(exc), "invalid_request_error", exc.param, exc.code))
-            except RuntimeError as exc:  # the engine failed in the middle: the head is out, so the failure is an event
+            except Exception as exc:
                 log.exception("generation failed")
                 await _send_failure(send, error_object(str(exc), "server_error", None, "internal_error"))
 
     async def _chunks(self, order: Order, speakers: list[AsyncGenerator[Spoken, None]]) -> Answering:
-        usage, shape = Usage(order.prompt_tokens, 0), order.shape
+        tally, shape = Tally(order.prompt_tokens, order.wanted.choices), order.shape
         opened: set[int] = set()
+        shown: Counter[int] = Counter()  # characters of scored tokens, by choice
         async with aclosing(side_by_side(speakers, at_once=self._generator.slots)) as heard:
             async for index, spoken in heard:
-                usage = plus(usage, spoken)
+                usage = tally.add(index, spoken)
                 if index not in opened and (role := shape.role_chunk(index)) is not None:
                     yield role, usage
                 opened.add(index)
-                for chunk in shape.chunks(index, spoken):
+                for chunk in shape.chunks(index, spoken, shown[index]):
                     yield chunk, usage
+                shown[index] += sum(one.chars for one in spoken.likely)
                 if spoken.finish:
                     yield shape.finish_chunk(index, spoken), usage
         if order.wanted.include_usage:
-            yield shape.usage_chunk(usage), usage
+            yield shape.usage_chunk(tally.usage), tally.usage
 
 
 def _frame(chunk: dict[str, Any], usage: Usage, *, counted: bool) -> bytes:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.errors import InvalidRequest
 from backends.llamacpp.engine_thread import EngineThread
 from backends.llamacpp.listener import Listener
 from backends.llamacpp.prefixes import NOWHERE, Prefixes, Resident
@@ -222,19 +221,21 @@ class Generator(EngineThread[Generation]):
                 self._finish(one, "stop")
                 return
             complete = constraint is not None and constraint.take(token)
-        except InvalidRequest as failure:  # of its grammar; nobody else's business
+            said = token if top is None else self._score(row, token, top)
+        except Exception as failure:  # noqa: BLE001 - of its grammar, mostly; nobody else's business
             self._tell(one.job, failure)
             self._end(one)
             return
         one.tokens.append(token)
         one.produced += 1
         self.counters.generated_tokens += 1
-        self._tell(one.job, token if top is None else self._score(row, token, top))
+        self._tell(one.job, said)
         if complete or one.produced >= one.job.ask.max_tokens:
             self._finish(one, "stop" if complete else "length")
 
     def _score(self, row: int, token: int, top: int) -> Score:
         logprobs = log_softmax(self.engine.logits(row))
+        top = min(top, len(logprobs))
         likely = np.argpartition(logprobs, -top)[-top:] if top else np.empty(0, np.intp)
         likely = likely[np.argsort(-logprobs[likely])]
         return Score(

@@ -73,10 +73,16 @@ class Host:
         path = scope["path"].removeprefix("/v1")
         allowed = hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self._key)
         try:
-            if allowed and path in self._orders and scope["method"] == "POST":
+            if not allowed and path != "/health":  # before anything is loaded for somebody who has no key
+                await send_error(
+                    send, 401, "this worker needs its key", type_="authentication_error", code="invalid_api_key"
+                )
+            elif path in self._orders and scope["method"] == "POST":
                 await self._orders[path](receive)
                 await send_json(send, 200, {"status": self._status, "model": self._path.name})
-            elif self._work is None and (path == "/health" or (allowed and path == "/status")):
+            elif path == "/health":
+                await send_json(send, 200, {"status": "ok"})
+            elif self._work is None and path == "/status":
                 await send_json(
                     send, 200, {"status": self._status, "model": self._path.name, "memory_bytes": memory_bytes()}
                 )
@@ -124,7 +130,11 @@ class Host:
             InvalidRequest: it is not a GGUF in the folder of the first one.
         """
         path = self._path.parent / name
-        if Path(name).name != name or path.suffix != ".gguf" or not path.is_file():
+        try:
+            there = Path(name).name == name and path.suffix == ".gguf" and path.is_file()
+        except OSError:  # a name that no file can have
+            there = False
+        if not there:
             raise InvalidRequest(f"'{name[:200]}' is no .gguf file beside {self._path.name}.", param="model")
         return path
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from backends.errors import BackendError, BackendUnavailable, ModelFileUnusable
+from backends.errors import BackendBusy, BackendError, BackendUnavailable, ModelFileUnusable
 from backends.keyring import KeyRing
 from backends.llamacpp.eviction import Loaded
 from backends.llamacpp.gate import Gate, StillInside
@@ -140,6 +140,7 @@ class Member:
         self.totals = Totals()
         self.has_room = False
         """Its place in memory is its own."""
+        self._roomed = asyncio.Event()
         self._fleet = fleet
         self._gate = Gate()
         self._swapping = asyncio.Lock()
@@ -174,8 +175,14 @@ class Member:
 
         Raises:
             BackendUnavailable: it does not start; the message says why.
+            BackendBusy: others have its place, or somebody holds it, for longer than `max_wait_s`.
         """
-        async with self._gate.inside():
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self.settings.max_wait_s):
+                    await stack.enter_async_context(self._gate.inside())
+            except TimeoutError:
+                raise BackendBusy(self.name, retry_after_s=self.settings.max_wait_s) from None
             try:
                 yield (await self._wake()).relay
             finally:
@@ -270,8 +277,32 @@ class Member:
         if self._starting is None:
             self._starting = asyncio.create_task(self._start(), name=f"start {self.name}")
             self._starting.add_done_callback(self._started)
+        starting = self._starting
+        if not self.has_room:
+            await self._wait_for_room(starting)
         # Shielded: the client who came first may leave, the others still wait for the same start.
-        return await asyncio.shield(self._starting)
+        return await asyncio.shield(starting)
+
+    async def _wait_for_room(self, starting: "asyncio.Task[_Process]") -> None:
+        """As long as anybody waits for a turn, and not as long as a load takes."""
+        roomed = asyncio.ensure_future(self._roomed.wait())
+        try:
+            await asyncio.wait(
+                [roomed, starting], timeout=self.settings.max_wait_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not (roomed.done() or starting.done()):
+                raise BackendBusy(self.name, retry_after_s=self.settings.max_wait_s)
+        finally:
+            roomed.cancel()
+
+    def take_room(self) -> None:
+        """Its place in memory is its own, until it is stopped."""
+        self.has_room = True
+        self._roomed.set()
+
+    def _leave_room(self) -> None:
+        self.has_room = False
+        self._roomed.clear()
 
     def _refuse_while_backing_off(self) -> None:
         if self._closed:
@@ -284,13 +315,13 @@ class Member:
     def _started(self, task: "asyncio.Task[_Process]") -> None:
         self._starting = None
         if task.cancelled():
-            self.has_room = False
+            self._leave_room()
             return
         if (exc := task.exception()) is not None:
             self._failures += 1
             delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
             self._failed = (self._clock() + delay_s, exc.reason if isinstance(exc, BackendUnavailable) else str(exc))
-            self.has_room = False
+            self._leave_room()
             return
         self._failures, self._failed = 0, None
         self._current = self._asked = task.result()
@@ -393,7 +424,7 @@ class Member:
         await asyncio.gather(*self._watchers)
 
     async def _stop_current(self) -> None:
-        self.has_room = False
+        self._leave_room()
         current, self._current = self._current, None
         if current is None:
             return

@@ -4,13 +4,16 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from backends.errors import ModelFileUnusable
 
 ROOT = Path("/dev/shm")  # noqa: S108 - the point of it
+LEFTOVER_S = 600.0
+
 MARGIN_BYTES = 64 * 2**20
 """That others of this machine keep."""
 
@@ -47,10 +50,14 @@ class RamDisk:
             return []
         return [Staged(path, path.stat().st_size) for path in sorted(self._folder.glob("*.gguf"))]
 
-    async def clear(self, in_use: Collection[Path]) -> list[Staged]:
-        """Remove what no worker has open. Returns what is gone."""
+    async def clear(self, in_use: Callable[[], Collection[Path]]) -> list[Staged]:
+        """Remove what no worker has open, or is about to, and what killed gateways have left half done. Returns what is gone."""
         async with self._turn:
-            gone = [staged for staged in self.files() if staged.path not in in_use]
+            kept = in_use()
+            gone = [staged for staged in self.files() if staged.path not in kept]
+            for part in self._folder.glob("*.part"):
+                if part.stat().st_mtime < time.time() - LEFTOVER_S:
+                    part.unlink(missing_ok=True)
             for staged in gone:
                 staged.path.unlink(missing_ok=True)
             return gone
@@ -66,7 +73,7 @@ class RamDisk:
             if target.is_file() and target.stat().st_size == stat.st_size:
                 return target
             self._check_room(path, stat.st_size)
-            part = target.with_suffix(".part")
+            part = target.with_suffix(f".{os.getpid()}.part")
             try:
                 shutil.copyfile(path, part)
                 part.replace(target)

@@ -53,6 +53,10 @@ class Likely(NamedTuple):
     logprob: float
     top: tuple[tuple[bytes, float], ...]
 
+    @property
+    def chars(self) -> int:
+        return len(self.piece.decode("utf-8", "replace"))
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:

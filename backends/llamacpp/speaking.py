@@ -16,7 +16,6 @@ class Spoken(NamedTuple):
     parts: Sequence[Part]
     tokens: int
     finish: str | None
-    shared: int
     likely: Sequence[Likely]
     timings: Timings
 
@@ -38,18 +37,39 @@ async def speak(generator: Generator, ask: Ask, tools: Tools | None, form: ToolF
 
 def _spoken(step: Step, parser: ToolParser | None, tools: Tools | None) -> Spoken:
     if parser is None or tools is None:
-        return Spoken((step.text,) if step.text else (), *step[1:])
+        return Spoken((step.text,) if step.text else (), step.tokens, step.finish, step.likely, step.timings)
     parts = parser.feed(step.text)
     finish = "stop" if parser.full else step.finish
     if step.finish is not None:
-        parts += parser.finish()
+        parts += [] if tools.forced else parser.finish()  # a call that was cut off is no text
     if finish == "stop" and parser.calls and not tools.named:  # for a tool that was named, OpenAI says "stop"
         finish = "tool_calls"
-    return Spoken(parts, step.tokens, finish, step.shared, step.likely, step.timings)
+    return Spoken(parts, step.tokens, finish, step.likely, step.timings)
 
 
-def plus(usage: Usage, spoken: Spoken) -> Usage:
-    details = usage.prompt_tokens_details
-    if spoken.shared:
-        details = {"cached_tokens": usage.cached_tokens + spoken.shared}
-    return Usage(usage.prompt_tokens, usage.completion_tokens + spoken.tokens, details)
+class Tally:
+    """The usage of a request, as its answers grow.
+
+    A prompt counts once, however many answers it has; of it counts as cached what none of them had to be decoded for.
+    """
+
+    def __init__(self, prompt_tokens: int, choices: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._choices = choices
+        self._completion_tokens = 0
+        self._cached: dict[int, int] = {}
+        """By prompt."""
+        self._seen: set[int] = set()
+
+    def add(self, index: int, spoken: Spoken) -> Usage:
+        self._completion_tokens += spoken.tokens
+        if index not in self._seen:
+            self._seen.add(index)
+            prompt = index // self._choices
+            self._cached[prompt] = min(self._cached.get(prompt, spoken.timings.cache_n), spoken.timings.cache_n)
+        return self.usage
+
+    @property
+    def usage(self) -> Usage:
+        cached = sum(self._cached.values())
+        return Usage(self._prompt_tokens, self._completion_tokens, {"cached_tokens": cached} if cached else None)

@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="embeddings: short texts share a call up to so many"
     )
+    parser.add_argument(
+        "--share-prefixes", action="store_true", help="clients who do not say who asks may know what others asked"
+    )
     parser.add_argument("--socket", type=Path, help="serve on this Unix socket")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8081)
@@ -110,7 +113,7 @@ async def _work(options: argparse.Namespace, name: str, key: str, path: Path) ->
     else:
         thread = EmbeddingQueue(make, name=name, max_waiting=MAX_WAITING, batch_tokens=options.batch_tokens)
     await thread.start()
-    return Work(thread, WorkerApi(thread, name=name, key=key, serves=options.serves))
+    return Work(thread, WorkerApi(thread, name=name, key=key, serves=options.serves, share=options.share_prefixes))
 
 
 def _engine(options: argparse.Namespace, path: Path) -> Engine:

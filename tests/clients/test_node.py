@@ -27,7 +27,7 @@ def gateway(synthetic_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         config = {
             "backends": [{"name": "far", **far}, {"name": "gone", **far, "base_url": "http://127.0.0.1:9/v1"}],
             "models": [{"name": "far", "route": ["far"]}],
-            "roles": [{"name": "default"}],
+            "roles": [{"name": "default"}, {"name": "others"}],
         }
         with running(tmp_path_factory.mktemp("gateway"), config, {"WORKER_KEY": KEY}) as gateway:
             yield gateway
@@ -65,8 +65,49 @@ def test_a_node_unloads_loads_and_swaps_its_model(gateway: Gateway) -> None:
         refused = order(http, action="swap", model="../first.gguf")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
         broken = order(http, action="swap", model="broken.gguf")
-        assert broken.status_code in (502, 503)
+        assert (broken.status_code, "llama.cpp cannot load broken.gguf" in broken.text) == (503, True)
         assert say(http) == after, "the old one is back"
+
+
+def cached(gateway: Gateway, key: str, words: str) -> int:
+    body = {"model": "far", "messages": [{"role": "user", "content": words}], "max_tokens": 2}
+    with gateway.http as http:
+        http.headers["authorization"] = f"Bearer {key}"
+        usage = http.post("/v1/chat/completions", json=body).json()["usage"]
+    return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_tenants_of_a_node_do_not_learn_what_others_asked(gateway: Gateway) -> None:
+    ours, colleague, stranger = gateway.new_key(), gateway.new_key(), gateway.new_key(role="others")
+    words = "a secret of ours that runs over the high bridge"
+    assert cached(gateway, ours, words) < 10
+    assert cached(gateway, stranger, words) < 10
+    assert cached(gateway, colleague, words) > 10
+
+
+def test_who_does_not_say_who_asks_shares_with_nobody(gateway: Gateway) -> None:
+    url = gateway.services.loaded.settings.backends[0].base_url  # type: ignore[union-attr]
+    headers = {"authorization": f"Bearer {KEY}"}
+    body = {
+        "messages": [{"role": "user", "content": "the same words, the same words, the same words"}],
+        "max_tokens": 2,
+    }
+    with httpx.Client(headers=headers, timeout=30) as http:
+        usages = [http.post(f"{url}/chat/completions", json=body).json()["usage"] for _ in range(2)]
+    assert [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages] == [0, 0]
+
+
+def test_without_the_key_nothing_is_loaded(gateway: Gateway) -> None:
+    url = gateway.services.loaded.settings.backends[0].base_url  # type: ignore[union-attr]
+    with gateway.http as http, httpx.Client(timeout=30) as stranger:
+        assert order(http, action="unload").status_code == 200
+        assert stranger.get(f"{url}/anything").status_code == 401
+        assert stranger.post(f"{url}/load").status_code == 401
+        assert stranger.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+        assert http.get("/admin/backends/far").json()["status"] == "asleep"
+        assert order(http, action="load").json()["status"] == "ready"
+        assert http.get("/admin/backends/gone").json()["status"] == "failed"
+        assert order(http, action="swap", model="x" * 300 + ".gguf").status_code == 400
 
 
 def test_a_reranker_elsewhere_is_an_upstream_like_any_other(tmp_path: Path) -> None:

@@ -161,6 +161,8 @@ def test_models_go_in_and_out_of_memory_on_order(house: Gateway) -> None:
         ("chat", {"action": "swap"}, 400, "model"),
         ("chat", {"action": "load", "model": "x"}, 400, "model"),
         ("chat", {"action": "swap", "model": "nowhere.gguf"}, 400, "model"),
+        ("chat", {"action": "swap", "model": "x" * 300 + ".gguf"}, 400, "model"),
+        ("chat", {"action": "swap", "model": "\x00"}, 400, "model"),
     ],
 )
 def test_orders_that_cannot_be_are_refused(

@@ -103,15 +103,16 @@ def _named(request: Request[Any, Any, Any], name: str) -> tuple[str, Watched]:
 async def _described(name: str, backend: Watched) -> dict[str, Any]:
     inner: Backend = backend.inner
     facts = backend.facts
+    worker = await inner.describe() if isinstance(inner, Managed) else None
     return {
         "id": name,
         "object": "backend",
-        "status": backend.status(),
+        "status": worker["status"] if worker is not None else backend.status(),
         "local": backend.local,
         "in_flight": facts.in_flight,
         "waiting": backend.waiting,
         "latency_ms": None if facts.latency_s is None else round(facts.latency_s * 1000, 1),
-        "worker": await inner.describe() if isinstance(inner, Managed) else None,
+        "worker": worker,
     }
 
 

@@ -21,7 +21,7 @@ def shape(*, legacy: bool = False, include_usage: bool = False) -> Shape:
 def spoken(
     *parts: str | CallPart, finish: str | None = None, tokens: int = 1, likely: tuple[Likely, ...] = ()
 ) -> Spoken:
-    return Spoken(parts, tokens, finish, 0, likely, Timings(1, 2, 4.0, 3, 6.0))
+    return Spoken(parts, tokens, finish, likely, Timings(1, 2, 4.0, 3, 6.0))
 
 
 def test_a_whole_chat_answer_has_openais_shape() -> None:

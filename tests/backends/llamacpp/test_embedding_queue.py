@@ -18,6 +18,7 @@ BUDGET = 10
 
 class CountingEngine:
     sequences = 16
+    batch_tokens = 512
 
     """A text's vector is its tokens' sum; calls are written down."""
 

@@ -100,3 +100,22 @@ async def test_a_text_that_is_too_long_is_cut_where_the_client_wants_it(tmp_path
         ]
     assert cut["data"] == fits["data"], "the mark at the end is kept"
     assert cut["usage"]["prompt_tokens"] == 64
+
+
+async def test_many_short_texts_of_a_model_with_a_small_window_fit_into_their_calls(
+    reranker: LocalBackend, tmp_path: Path
+) -> None:
+    """The window is smaller than what texts share a call up to."""
+    answer = await ranked(reranker, documents=["road river"] * 100)
+    assert len(answer["results"]) == 100
+    path = write_reranker(tmp_path / "vectors.gguf", head=False)
+    async with running(path, serves="embeddings", context_tokens=32, batch_tokens=1000) as backend:
+        made = json.loads((await backend.complete(embedding(["the road rises high"] * 50))).body)
+    assert len(made["data"]) == 50
+
+
+async def test_a_model_of_vectors_does_not_start_as_one_of_text(tmp_path: Path) -> None:
+    path = write_reranker(tmp_path / "vectors.gguf", head=False)
+    async with running(path) as backend:
+        with pytest.raises(BackendUnavailable, match="makes vectors and no text"):
+            await backend.complete(chat())

@@ -221,6 +221,25 @@ async def test_legacy_logprobs_have_their_own_shape(local: LocalBackend) -> None
     assert logprobs["text_offset"][0] == 0
 
 
+async def test_offsets_of_legacy_logprobs_go_through_the_whole_stream(local: LocalBackend) -> None:
+    offsets, texts_ = [], []
+    for chunk in await events(local, legacy("who", logprobs=0, max_tokens=6, stream=True)):
+        if (logprobs := chunk["choices"][0]["logprobs"]) is not None:
+            offsets += logprobs["text_offset"]
+            texts_ += logprobs["tokens"]
+    assert offsets == [sum(map(len, texts_[:place])) for place in range(6)]
+
+
+async def test_what_was_cached_of_a_prompt_counts_once_for_all_its_answers(local: LocalBackend) -> None:
+    words = "the road runs over the high bridge and the stone mountain"
+    for known in (False, True):
+        usage = json.loads((await local.complete(chat(words, n=4, temperature=1.0))).body)["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert cached == (usage["prompt_tokens"] - 1 if known else 0)
+    last = (await events(local, chat(words, n=3, stream=True, stream_options={"include_usage": True})))[-1]
+    assert last["usage"]["prompt_tokens_details"]["cached_tokens"] == last["usage"]["prompt_tokens"] - 1
+
+
 async def test_timings_are_told_at_the_end(local: LocalBackend) -> None:
     whole = json.loads((await local.complete(chat(max_tokens=7))).body)
     timings = whole["timings"]

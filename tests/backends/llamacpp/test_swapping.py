@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backends.errors import BackendUnavailable, InvalidRequest, ModelFileUnusable
+from backends.errors import BackendBusy, BackendUnavailable, InvalidRequest, ModelFileUnusable
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.fleet import Fleet
 from backends.llamacpp.ram_disk import RamDisk
@@ -59,6 +59,51 @@ async def test_a_model_at_work_ends_its_work_before_it_leaves(synthetic_gguf: Pa
         chunks = [json.loads(line[6:]) for line in said.splitlines() if line.startswith(b"data: {")]
         assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == alone
         assert await other == await latecomer
+
+
+async def test_a_client_who_does_not_read_holds_no_place_in_memory(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", limits={"max_loaded": 1}) as (a, b):
+        stream = a.stream(chat(max_tokens=100, ignore_eos=True, stream=True, logprobs=True, top_logprobs=20))
+        first = await anext(stream)
+        assert await asyncio.wait_for(texts(b, chat()), 20)
+        rest = b"".join([event.raw async for event in stream])
+        assert (first.raw + rest).count(b'"bytes"') == 2100, "and it still gets everything"
+
+
+async def test_who_waits_for_room_too_long_is_told_when_to_come_back(synthetic_gguf: Path) -> None:
+    options: Any = {"context_tokens": 200_000, "max_wait_s": 0.2}
+    async with fleet_of(synthetic_gguf, "a", "b", limits={"max_loaded": 1}, **options) as (a, b):
+        stream = a.stream(chat(max_tokens=150_000, logit_bias=ON_AND_ON, stream=True))
+        await anext(stream)
+        with pytest.raises(BackendBusy):
+            await texts(b, chat())
+        with pytest.raises(BackendBusy):
+            await texts(a, chat())
+        await stream.aclose()
+        while b.status() != "ready":
+            await asyncio.sleep(0.01)
+        assert await texts(b, chat())
+
+
+async def test_who_needs_nobody_to_leave_does_not_wait_for_those_who_do(synthetic_gguf: Path) -> None:
+    fleet = Fleet()
+    a, b, small = [
+        LocalBackend(fleet.add(settings(name=name, context_tokens=200_000), synthetic_gguf), serves="chat")
+        for name in ("a", "b", "small")
+    ]
+    try:
+        stream = a.stream(chat(max_tokens=150_000, logit_bias=ON_AND_ON, stream=True))
+        await anext(stream)
+        fleet.limit(FleetSettings(max_loaded=1))
+        waiting = asyncio.create_task(texts(b, chat()))
+        while a.status() != "stopping":
+            await asyncio.wait([waiting], timeout=0)
+        fleet.limit(FleetSettings(max_loaded=2))
+        assert await asyncio.wait_for(texts(small, chat()), 20)
+        await stream.aclose()
+        await waiting
+    finally:
+        await fleet.aclose()
 
 
 async def test_many_clients_of_many_models_are_all_answered_with_room_for_one(synthetic_gguf: Path) -> None:
@@ -161,6 +206,25 @@ async def test_a_staged_file_is_read_from_memory_and_can_be_cleared(synthetic_gg
         assert await fleet.clear_ram_disk() == [staged]
         assert disk.files() == []
         assert await texts(a, chat()), "staged again"
+
+
+async def test_a_file_that_is_being_staged_is_not_cleared(synthetic_gguf: Path, tmp_path: Path) -> None:
+    disk = RamDisk(tmp_path)
+    needed: set[Path] = set()
+
+    async def stage() -> None:
+        needed.add(await disk.stage(synthetic_gguf))
+
+    half = tmp_path / disk._folder.name / "killed.123.part"
+    half.parent.mkdir(mode=0o700)
+    half.write_bytes(b"half")
+    os.utime(half, (0, 0))
+    staging = asyncio.create_task(stage())
+    await asyncio.sleep(0)
+    assert await disk.clear(lambda: needed) == []
+    await staging
+    assert [staged.path for staged in disk.files()] == list(needed)
+    assert not half.exists(), "what a killed gateway has left half done goes"
 
 
 async def test_a_file_that_does_not_fit_on_the_ram_disk_says_by_how_much(

@@ -87,6 +87,13 @@ async def test_calls_stream_as_deltas(local: LocalBackend) -> None:
     assert not any(chunk["delta"].get("content") for chunk in chunks)
 
 
+@pytest.mark.parametrize("cut", [{"max_tokens": 6}, {"stop": ["name"]}])
+async def test_a_call_that_was_cut_off_before_its_name_is_no_text(local: LocalBackend, cut: dict[str, Any]) -> None:
+    choice = await answered(local, calling("required", **cut))
+    assert choice["message"]["content"] == ""
+    assert "tool_calls" not in choice["message"]
+
+
 async def test_a_schema_for_words_holds_beside_tools_that_need_not_be_called(local: LocalBackend) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["ja", "nein"]}}}
     for seed in range(3):
