@@ -26,6 +26,6 @@ class Managed(Protocol):
 
         Raises:
             InvalidRequest: there is no such file.
-            BackendError: it does not load; the old one is back.
+            BackendError: it does not load; the next request gets the old one.
         """
         ...

@@ -1,6 +1,7 @@
 """What workers of this machine count, for Prometheus: from what they told last, without asking them while the page is written."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -43,12 +44,12 @@ class EngineCollector(Collector):
         self._members = members
 
     def collect(self) -> Iterator[Metric]:
-        members = list(self._members())
+        members = sorted(self._members(), key=lambda member: member.name)
         yield from self._counters(members)
         for told, (name, words) in GAUGES.items():
             gauge = GaugeMetricFamily(name, words, labels=["backend"])
-            for member in members:
-                gauge.add_metric([member.name], float(member.status_told.get(told) or 0))
+            for backend, same in groupby(members, key=lambda member: member.name):
+                gauge.add_metric([backend], sum(float(member.status_told.get(told) or 0) for member in same))
             yield gauge
 
     def _counters(self, members: list[Member]) -> Iterator[Metric]:
@@ -57,9 +58,10 @@ class EngineCollector(Collector):
             name: CounterMetricFamily(name, WORDS[name], labels=["backend", "kind"] if has_kind else ["backend"])
             for name, has_kind in kinds.items()
         }
-        for member in members:
-            totals = member.totals.all()
+        for backend, same in groupby(members, key=lambda member: member.name):
+            both = list(same)  # one that a reload has replaced lives on until its last request has ended
             for told, (name, kind) in COUNTERS.items():
-                if (member.settings.serves == "chat") is (told not in OF_VECTORS) or kind is None:
-                    families[name].add_metric([member.name, kind] if kind else [member.name], totals.get(told, 0))
+                if (both[0].settings.serves == "chat") is (told not in OF_VECTORS) or kind is None:
+                    total = sum(member.totals.all().get(told, 0) for member in both)
+                    families[name].add_metric([backend, kind] if kind else [backend], total)
         yield from families.values()

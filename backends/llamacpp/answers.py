@@ -100,16 +100,12 @@ class Shape:
             return None
         return self._chunk(index, {"delta": {"role": "assistant", "content": "", "refusal": None}})
 
-    def chunks(self, index: int, spoken: Spoken, before: int = 0) -> list[dict[str, Any]]:
-        """Of everything but the end. Tokens without a text that can be shown yet are a chunk, too: they are counted.
-
-        Args:
-            before: characters of scored tokens that went out.
-        """
+    def chunks(self, index: int, spoken: Spoken) -> list[dict[str, Any]]:
+        """Of everything but the end. Tokens without a text that can be shown yet are a chunk, too: they are counted."""
         parts = spoken.parts or (("",) if spoken.likely or (spoken.tokens and not spoken.finish) else ())
         bodies = [self._part(part) for part in parts]
         return [
-            self._chunk(index, body, logprobs=self._logprobs(spoken.likely, before) if place == 0 else None)
+            self._chunk(index, body, logprobs=self._logprobs(spoken.likely) if place == 0 else None)
             for place, body in enumerate(bodies)
         ]
 
@@ -130,14 +126,10 @@ class Shape:
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return self._stream_envelope() | {"choices": [], "usage": usage_object(usage)}
 
-    def _logprobs(self, likely: Sequence[Likely], before: int = 0) -> dict[str, Any] | None:
+    def _logprobs(self, likely: Sequence[Likely]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        return (
-            legacy_logprobs(likely, before)
-            if self.legacy
-            else {"content": [_token(one) for one in likely], "refusal": None}
-        )
+        return legacy_logprobs(likely) if self.legacy else {"content": [_token(one) for one in likely], "refusal": None}
 
     def _chunk(
         self, index: int, part: dict[str, Any], finish: str | None = None, logprobs: dict[str, Any] | None = None
@@ -166,16 +158,12 @@ def _one_token(piece: bytes, logprob: float) -> dict[str, Any]:
     return {"token": piece.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(piece)}
 
 
-def legacy_logprobs(likely: Sequence[Likely], before: int) -> dict[str, Any]:
-    tokens = [one.piece.decode("utf-8", "replace") for one in likely]
-    offsets = [before]
-    for token in tokens:
-        offsets.append(offsets[-1] + len(token))
+def legacy_logprobs(likely: Sequence[Likely]) -> dict[str, Any]:
     return {
-        "tokens": tokens,
+        "tokens": [one.piece.decode("utf-8", "replace") for one in likely],
         "token_logprobs": [one.logprob for one in likely],
         "top_logprobs": [{piece.decode("utf-8", "replace"): logprob for piece, logprob in one.top} for one in likely],
-        "text_offset": offsets[:-1],
+        "text_offset": [one.offset for one in likely],
     }
 
 

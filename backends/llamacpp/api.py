@@ -85,7 +85,7 @@ class WorkerApi:
         elif path == "/models" and method == "GET":
             await send_json(send, 200, {"object": "list", "data": [self._model_object()]})
         elif path == "/status" and method == "GET":
-            await send_json(send, 200, status_of(self._thread, name=self._name, serves=self._serves))
+            await send_json(send, 200, self.status())
         elif path not in self._handlers and path not in SERVED_BY:
             await send_error(send, 404, f"there is no {scope['path'][:200]} here", code="not_found")
         elif method != "POST":
@@ -113,6 +113,9 @@ class WorkerApi:
         except Exception as exc:
             log.exception("the engine failed")
             await send_error(send, 500, str(exc), type_="server_error", code="internal_error")
+
+    def status(self) -> dict[str, Any]:
+        return status_of(self._thread, name=self._name, serves=self._serves)
 
     async def _tokenise(self, body: Body, send: Send, _: dict[bytes, bytes]) -> None:
         """`content`: its tokens. `contents`: how many each of them has."""

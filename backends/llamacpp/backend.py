@@ -31,13 +31,13 @@ class _Counts(msgspec.Struct):
 
 
 class LocalBackend:
-    local = True
-    quotes = False
-
     """
     Args:
         find: where a model lies that is asked for by name.
     """
+
+    local = True
+    quotes = False
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class LocalBackend:
         self._sharing = sharing
         self.serves = serves
         self._member = member
-        self._digest: tuple[tuple[int, int], str] | None = None
+        self._digest: tuple[tuple[Path, int, int], str] | None = None
 
     async def complete(self, call: Call) -> Answer:
         call = scoped(call, self._sharing)
@@ -101,10 +101,11 @@ class LocalBackend:
 
     async def identity(self) -> str:
         """The file's digest; read again only when the file changed."""
-        stat = await asyncio.to_thread(os.stat, self._member.path)
-        stamp = (stat.st_size, stat.st_mtime_ns)
+        path = self._member.path
+        stat = await asyncio.to_thread(os.stat, path)
+        stamp = (path, stat.st_size, stat.st_mtime_ns)
         if self._digest is None or self._digest[0] != stamp:
-            self._digest = (stamp, await asyncio.to_thread(_sha256, self._member.path))
+            self._digest = (stamp, await asyncio.to_thread(_sha256, path))
         return f"gguf:{self._digest[1]}"
 
     @property

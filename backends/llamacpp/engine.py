@@ -6,9 +6,7 @@ exceeds `n_batch`, logits are sampled only where they were asked for, NULL is te
 """
 
 import ctypes
-import math
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,10 +17,12 @@ import numpy as np
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
-from backends.errors import InvalidRequest, ModelFileUnusable
+from backends.errors import ModelFileUnusable
 from backends.llamacpp.batch import Batch
 from backends.llamacpp.constrained import Constraint, new_matcher
+from backends.llamacpp.guidance import CONTROL, special_attributes, tokenizer_of
 from backends.llamacpp.hardware import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, Hardware
+from backends.llamacpp.pairs import Pairs
 from backends.llamacpp.sampling import Sampling, build_chain
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # on abort ggml would start gdb, a slow and heavy death
@@ -30,8 +30,6 @@ from llama_cpp import llama_cpp as lib
 
 MAX_BATCH = 512
 """Rows of one step."""
-
-_CONTROL, _USER_DEFINED = lib.LLAMA_TOKEN_ATTR_CONTROL, lib.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 _LOG_LEVEL_WARN = 3
 _LOG_LEVEL_CONT = 5
@@ -107,15 +105,27 @@ class Engine:
         self._hardware = hardware
         self.notes = list(hardware.ignored(gpu=bool(lib.llama_supports_gpu_offload())))
         """What was asked for and cannot be had on this machine."""
+        self._context: Any = None
+        self.batch: Any = None
         self._model = _load_model(path, hardware)
+        try:
+            self._open(path, context_tokens, threads, sequences)
+            self._warm_up()
+        except BaseException:  # a worker that tries one model after the other must not keep the bad ones
+            self.close()
+            raise
+
+    def _open(self, path: Path, context_tokens: int, threads: int, sequences: int) -> None:
         self._vocab = lib.llama_model_get_vocab(self._model)
         trained = int(lib.llama_model_n_ctx_train(self._model))
-        if embeddings:
+        if self._embeddings:
             context_tokens = min(context_tokens, trained)
+            sequences = min(sequences, context_tokens)  # each has a token at least
         self._context = self._new_context(context_tokens, threads, sequences)
         if not self._context:
             raise ModelFileUnusable(
                 f"llama.cpp could not make a context of {context_tokens} tokens for {path.name}; try a smaller one"
+                + self._hardware.suspects()
             )
         self._memory = lib.llama_get_memory(self._context)
         self.batch_tokens = int(lib.llama_n_batch(self._context))
@@ -125,14 +135,15 @@ class Engine:
         self.recurrent = bool(lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         """Its state cannot be shared up to a token."""
         self.info = self._read_info(path, trained)
-        if not embeddings and not self._memory:
+        if not self._embeddings and not self._memory:
             raise ModelFileUnusable(f"{path.name} makes vectors and no text; set `serves: embeddings`, or rerank")
-        if ranks and not self._has_a_head(path):
+        if self._ranks and not self._has_a_head(path):
             raise ModelFileUnusable(f"{path.name} has no output for scores, so it cannot rank; take it for embeddings")
+        self.pairs = Pairs(self._model, self._vocab, self.tokenise, architecture=self.info.architecture)
+        """For rerankers."""
         self._ends = frozenset(self.info.ends)
         self._tokenizer: Any = None
         self._tokenizer_lock = threading.Lock()
-        self._warm_up()
 
     def _new_context(self, context_tokens: int, threads: int, sequences: int) -> Any:
         params = lib.llama_context_default_params()
@@ -155,7 +166,7 @@ class Engine:
     def _read_info(self, path: Path, trained: int) -> ModelInfo:
         size = int(lib.llama_vocab_n_tokens(self._vocab))
         template = lib.llama_model_chat_template(self._model, None)
-        special = {token: attributes for token in range(size) if (attributes := _special(self._vocab, token))}
+        special = {token: attributes for token in range(size) if (attributes := special_attributes(self._vocab, token))}
         texts = {token: text for token in special if (text := self._text(token))}
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, buffer, len(buffer))
@@ -167,11 +178,11 @@ class Engine:
             dimensions=int(lib.llama_model_n_embd(self._model)),
             pooling=int(lib.llama_pooling_type(self._context)),
             chat_template=template.decode("utf-8", "replace") if template else None,
-            control_tokens=tuple(text for token, text in texts.items() if special[token] & _CONTROL),
+            control_tokens=tuple(text for token, text in texts.items() if special[token] & CONTROL),
             special_tokens={
                 text: token
                 for token, text in texts.items()
-                if special[token] & _CONTROL or (text.startswith("<") and text.endswith(">"))
+                if special[token] & CONTROL or (text.startswith("<") and text.endswith(">"))
             },
             architecture=self._meta("general.architecture"),
             bos=self._text(lib.llama_vocab_bos(self._vocab)),
@@ -251,10 +262,7 @@ class Engine:
         """
         with self._tokenizer_lock:
             if self._tokenizer is None:
-                try:
-                    self._tokenizer = _tokenizer(self._vocab, self.info.ends)
-                except ValueError as exc:
-                    raise InvalidRequest(f"answers of this model cannot be kept to a grammar: {exc}") from None
+                self._tokenizer = tokenizer_of(self._vocab, self.info.ends)
         return Constraint(new_matcher(self._tokenizer, grammar), self.info.vocabulary)
 
     def logits(self, row: int) -> NDArray[np.float32]:
@@ -276,9 +284,9 @@ class Engine:
         """It ends the model's turn."""
         return token in self._ends
 
-    def forget(self, sequence: int, start: int = 0) -> bool:
-        """Free the cells of a sequence from `start` on. False: this kind of model cannot forget a part; nothing has changed."""
-        return bool(lib.llama_memory_seq_rm(self._memory, sequence, start or -1, -1))
+    def forget(self, sequence: int) -> None:
+        """Free the cells of a sequence."""
+        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def share(self, source: int, target: int, tokens: int) -> None:
         """The first `tokens` of `source` are the beginning of `target`, too, which has to be empty. Costs nothing."""
@@ -326,47 +334,13 @@ class Engine:
             behind += 1
         return with_special[len(with_special) - behind :] if without and behind < len(with_special) else []
 
-    def pair(self, query: str, document: str) -> list[int]:
-        """A query and a document as rerankers read them: by the file's own `rerank` template, else with the usual marks between them.
-        Texts count as text, whatever they look like.
-        """
-        template = lib.llama_model_chat_template(self._model, b"rerank")
-        if template:
-            return self._filled(template.decode("utf-8", "replace"), {"{query}": query, "{document}": document})
-        first, second = (self.tokenise(text, add_special=False, parse_special=False) for text in (query, document))
-        vocab = self._vocab
-        bos, eos, sep = (int(of(vocab)) for of in (lib.llama_vocab_bos, lib.llama_vocab_eos, lib.llama_vocab_sep))
-        begin = [bos] if lib.llama_vocab_get_add_bos(vocab) else []
-        end = [sep if eos < 0 else eos] if lib.llama_vocab_get_add_eos(vocab) else []
-        between = [sep] if lib.llama_vocab_get_add_sep(vocab) else []
-        return [token for token in [*begin, *first, *end, *between, *second, *end] if token >= 0]
-
-    def _filled(self, template: str, texts: dict[str, str]) -> list[int]:
-        tokens: list[int] = []
-        for part in re.split("|".join(map(re.escape, texts)).join("()"), template):
-            if part in texts:
-                tokens += self.tokenise(texts[part], add_special=False, parse_special=False)
-            elif part:
-                tokens += self.tokenise(part, add_special=not tokens, parse_special=True)
-        return tokens
-
-    def relevance(self, scores: NDArray[np.float32]) -> float:
-        """Between 0 and 1, of what `embed` gives for a pair: most models give a logit, Qwen3's a probability."""
-        score = float(scores[0])
-        return (
-            score if self.info.architecture.startswith("qwen3") else 1 / (1 + math.exp(-max(-60.0, min(60.0, score))))
-        )
-
     def close(self) -> None:
-        self.batch.free()
-        lib.llama_free(self._context)
+        if self.batch is not None:
+            self.batch.free()
+        if self._context:
+            lib.llama_free(self._context)
         lib.llama_model_free(self._model)
-
-
-def _special(vocab: Any, token: int) -> int:
-    """The attributes that make a token more than its text."""
-    attributes = int(lib.llama_vocab_get_attr(vocab, token))
-    return attributes & int(_CONTROL | _USER_DEFINED)
+        self.batch = self._context = None
 
 
 def _check_file(path: Path) -> None:
@@ -387,27 +361,3 @@ def _load_model(path: Path, hardware: Hardware) -> Any:
     if not model:
         raise ModelFileUnusable(f"llama.cpp cannot load {path.name}: damaged, or of a kind this version does not know")
     return model
-
-
-def _tokenizer(vocab: Any, ends: Sequence[int]) -> Any:
-    """llguidance's view of a vocabulary: the bytes of each token, those with a meaning of their own marked by a byte that no text has.
-
-    Raises:
-        InvalidRequest: it cannot be made.
-    """
-    from llguidance import LLTokenizer  # here, so that workers that never need it start faster
-
-    if not ends:
-        raise InvalidRequest("this model has no token that ends an answer, so its answers cannot be kept to a grammar.")
-    buffer = ctypes.create_string_buffer(4096)
-    tokens = []
-    for token in range(int(lib.llama_vocab_n_tokens(vocab))):
-        length = lib.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, True)
-        text = buffer.raw[: max(0, length)]
-        special = _special(vocab, token)
-        marked = special & _CONTROL or (special and text.startswith(b"<") and text.endswith(b">"))
-        tokens.append(b"\xff" + text if marked else text)
-    tokenise = ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value
-    return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]  # missing in its stub
-        tokens=tokens, vocab_ptr=vocab, tokenize_fptr=tokenise, eos_token=list(ends)
-    )

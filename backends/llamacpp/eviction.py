@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Loaded(NamedTuple):
-    """A model that is in memory, or on its way there."""
+    """A model that has a place in memory, or is on its way there."""
 
     name: str
     memory_bytes: int
@@ -13,7 +13,7 @@ class Loaded(NamedTuple):
     users: int
     """Requests that it is at work on."""
     stays: bool
-    """It is pinned, or just starting."""
+    """It is pinned."""
 
 
 class Limits(NamedTuple):

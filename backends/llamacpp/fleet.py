@@ -1,7 +1,7 @@
 """All workers of this machine: who may be in memory, who has to leave for whom, who is stopped for idleness.
 
 Without limits everybody stays until idle. With them, a model that has no room waits while another one, idle if there is one, ends what
-it is at work on and leaves; its own clients then wait in their turn. Nobody is refused for a lack of room that can be made.
+it is at work on and leaves; its own clients then wait in their turn, each for as long as its `max_wait_s` says.
 """
 
 import asyncio

@@ -3,7 +3,6 @@
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -188,16 +187,14 @@ class Generating:
     async def _chunks(self, order: Order, speakers: list[AsyncGenerator[Spoken, None]]) -> Answering:
         tally, shape = Tally(order.prompt_tokens, order.wanted.choices), order.shape
         opened: set[int] = set()
-        shown: Counter[int] = Counter()  # characters of scored tokens, by choice
         async with aclosing(side_by_side(speakers, at_once=self._generator.slots)) as heard:
             async for index, spoken in heard:
                 usage = tally.add(index, spoken)
                 if index not in opened and (role := shape.role_chunk(index)) is not None:
                     yield role, usage
                 opened.add(index)
-                for chunk in shape.chunks(index, spoken, shown[index]):
+                for chunk in shape.chunks(index, spoken):
                     yield chunk, usage
-                shown[index] += sum(one.chars for one in spoken.likely)
                 if spoken.finish:
                     yield shape.finish_chunk(index, spoken), usage
         if order.wanted.include_usage:

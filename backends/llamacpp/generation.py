@@ -11,14 +11,15 @@ more: everybody is told, and the cells are cleared.
 """
 
 import time
-from asyncio import to_thread
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.llamacpp.aside import deep
 from backends.llamacpp.engine_thread import EngineThread
 from backends.llamacpp.listener import Listener
 from backends.llamacpp.prefixes import NOWHERE, Prefixes, Resident
@@ -74,7 +75,7 @@ class Generator(EngineThread[Generation]):
             yield Step("", 0, "length")
             return
         # Off the loop: a large schema takes tens of milliseconds, the first one of all a second.
-        constraint = await to_thread(self.engine.new_constraint, ask.grammar) if ask.grammar is not None else None
+        constraint = await deep(partial(self.engine.new_constraint, ask.grammar)) if ask.grammar is not None else None
         job = Generation(ask, constraint)
         self.submit(job)
         listener = Listener(ask, self.engine.piece)
@@ -134,8 +135,9 @@ class Generator(EngineThread[Generation]):
             self._waiting.popleft()
             try:
                 self._begin(one)
-            except MemoryError as exc:
-                self._tell(one.job, RuntimeError(str(exc)))
+            except Exception as failure:  # noqa: BLE001 - of this one alone
+                self._tell(one.job, failure)
+                self._free_chain(one)
                 continue
             committed += one.cells
             self._running.append(one)
@@ -143,7 +145,7 @@ class Generator(EngineThread[Generation]):
     def _begin(self, one: Running) -> None:
         """Find cells to start from, and a number for the sequence."""
         if one.chain is None:
-            one.chain = self.engine.new_chain(one.job.ask.sampling)
+            one.chain = self.engine.new_chain(one.job.sampling)
         active = (resident_of(other) for other in self._running)
         source, shared = (
             NOWHERE if self.engine.recurrent else self._prefixes.best(one.tokens, one.job.ask.scope, active)

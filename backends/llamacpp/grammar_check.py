@@ -41,7 +41,9 @@ class GrammarCheck:
             self._known.move_to_end(source)
             return self._known[source]
         async with self._turn:
-            answer = await self._asked(source)
+            answer = await self._asked(source) or await self._asked(source)
+        if answer is None:
+            answer = {"error": "it is too complex to be prepared"}
         if "error" in answer:
             words = " ".join(str(answer["error"]).split())[:400]
             raise InvalidRequest(f"'{source.param}' cannot be followed: {words}", param=source.param)
@@ -50,7 +52,8 @@ class GrammarCheck:
             self._known.popitem(last=False)
         return grammar
 
-    async def _asked(self, source: Source) -> dict[str, Any]:
+    async def _asked(self, source: Source) -> dict[str, Any] | None:
+        """None: the child has died over it, or for reasons of its own."""
         child = await self._alive()
         assert child.stdin is not None
         question = {"kind": source.kind, "text": source.text, "whitespace": WHITESPACE}
@@ -64,7 +67,7 @@ class GrammarCheck:
             return {"error": f"it takes more than {self._limit_s:g} s to prepare; make it smaller"}
         except (ConnectionError, EOFError):
             await self.aclose()
-            return {"error": "it is too complex to be prepared"}
+            return None
         except BaseException:  # the client left in the middle: nobody knows which question the next answer is for
             await self.aclose()
             raise

@@ -45,6 +45,8 @@ def check_schema(schema: Any, param: str) -> None:
     Raises:
         InvalidRequest
     """
+    if (size := len(msgspec.json.encode(schema))) > MAX_BYTES:
+        raise InvalidRequest(f"'{param}' has {size} bytes; {MAX_BYTES} at most.", param=param)
     references = 0
     level = [schema]
     for _ in range(MAX_DEPTH):
@@ -56,8 +58,6 @@ def check_schema(schema: Any, param: str) -> None:
         raise InvalidRequest(f"'{param}' is nested more than {MAX_DEPTH} levels deep.", param=param)
     if references > MAX_REFERENCES:
         raise InvalidRequest(f"'{param}' has {references} references; {MAX_REFERENCES} at most.", param=param)
-    if (size := len(msgspec.json.encode(schema))) > MAX_BYTES:
-        raise InvalidRequest(f"'{param}' has {size} bytes; {MAX_BYTES} at most.", param=param)
 
 
 def _inside(value: Any) -> list[Any]:

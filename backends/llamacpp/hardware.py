@@ -16,6 +16,11 @@ class Hardware(NamedTuple):
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
 
+    def suspects(self) -> str:
+        """What a context may have failed for, beside its size."""
+        types = {self.cache_type_k, self.cache_type_v} - {"f32", "f16", "bf16"}
+        return f", or cache_type_k and cache_type_v other than {' and '.join(sorted(types))}" if types else ""
+
     def ignored(self, *, gpu: bool) -> Iterator[str]:
         """What means nothing here, in words.
 

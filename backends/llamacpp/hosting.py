@@ -39,17 +39,20 @@ class Work(NamedTuple):
 
 
 Start = Callable[[Path], Awaitable[Work]]
+Trial = Callable[[Path], Awaitable[None]]
 
 
 class Host:
     """
     Args:
         start: loads a model.
+        trial: loads it in another process, which may die of it.
         key: every request must carry it as a bearer, `/health` excepted.
     """
 
-    def __init__(self, start: Start, path: Path, *, key: str) -> None:
+    def __init__(self, start: Start, trial: Trial, path: Path, *, key: str) -> None:
         self._start = start
+        self._trial = trial
         self._path = path
         self._key = f"Bearer {key}".encode()
         self._gate = Gate()
@@ -82,10 +85,8 @@ class Host:
                 await send_json(send, 200, {"status": self._status, "model": self._path.name})
             elif path == "/health":
                 await send_json(send, 200, {"status": "ok"})
-            elif self._work is None and path == "/status":
-                await send_json(
-                    send, 200, {"status": self._status, "model": self._path.name, "memory_bytes": memory_bytes()}
-                )
+            elif path == "/status":  # also while everything else waits
+                await send_json(send, 200, self._told())
             else:
                 async with self._gate.inside():
                     await (await self.load()).api(scope, receive, send)
@@ -103,6 +104,11 @@ class Host:
     def _status(self) -> str:
         return "asleep" if self._work is None else "ready"
 
+    def _told(self) -> dict[str, Any]:
+        if self._work is None:
+            return {"status": self._status, "model": self._path.name, "memory_bytes": memory_bytes()}
+        return {"status": self._status} | self._work.api.status()
+
     async def _load(self, _: Receive) -> None:
         await self.load()
 
@@ -117,6 +123,7 @@ class Host:
             before = self._path
             await self._drop()
             try:
+                await self._trial(path)
                 self._work = await self._start(path)
                 self._path = path
             except ModelFileUnusable:

@@ -54,8 +54,8 @@ class Listener:
         piece = self._piece(token, token in self._ask.shown)
         if isinstance(item, Score):
             top = tuple((self._piece(other, True), logprob) for other, logprob in item.top)
-            likely = Likely(piece or self._piece(token, True), item.logprob, top)
-            self._held.append((self._transcript.read_chars, likely))
+            offset = self._transcript.read_chars
+            self._held.append((offset, Likely(piece or self._piece(token, True), item.logprob, top, offset)))
         return self._transcript.feed(piece)
 
     def _shown_scores(self) -> tuple[Likely, ...]:

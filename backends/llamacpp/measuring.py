@@ -52,7 +52,7 @@ class Measuring:
         if top < 1:
             raise InvalidRequest("'top_n' is a whole number from 1 on.", param="top_n")
         pairs = await aside(len(body.raw), lambda: self._inputs.pairs(query, documents))
-        scores = [self._engine.relevance(vector) for vector in await self._queue.embed(pairs)]
+        scores = [self._engine.pairs.relevance(vector) for vector in await self._queue.embed(pairs)]
         order = [int(place) for place in np.argsort([-score for score in scores], kind="stable")[:top]]
         answer = rerank_object(
             scores,

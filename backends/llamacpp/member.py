@@ -157,6 +157,7 @@ class Member:
         self._closed = False
         self._crashed = False
         self._watchers: set[asyncio.Task[None]] = set()
+        """Of processes that live, and of those that are being stopped."""
 
     def status(self) -> str:
         if self._starting is not None:
@@ -197,8 +198,8 @@ class Member:
         """
         try:
             async with self._gate.paused(wait_s):
-                if self._starting is not None:
-                    await asyncio.gather(asyncio.shield(self._starting), return_exceptions=True)
+                if self._starting is not None and not (await asyncio.wait([self._starting], timeout=wait_s))[0]:
+                    raise BackendUnavailable(self.name, f"it is still starting after {wait_s:g} s")
                 yield
         except StillInside as exc:
             words = f"it is still at work on {exc.count} requests after {wait_s:g} s"
@@ -235,10 +236,11 @@ class Member:
             self._failures, self._failed = 0, None
             try:
                 await self._wake()
-            except BackendUnavailable:
-                self.path = before
+            except BaseException:
+                self.path, self._measured_bytes = before, 0
                 self._failures, self._failed = 0, None
                 raise
+            self._last_use_s = self._clock()
 
     def loaded(self) -> Loaded:
         """For the choice of who leaves."""
@@ -275,6 +277,7 @@ class Member:
             return self._current
         self._refuse_while_backing_off()
         if self._starting is None:
+            self._leave_room()  # one that has died has none any more: nobody must wait for this start to end its work
             self._starting = asyncio.create_task(self._start(), name=f"start {self.name}")
             self._starting.add_done_callback(self._started)
         starting = self._starting
@@ -330,6 +333,12 @@ class Member:
             self._on_restart(self.name)
 
     async def _start(self) -> _Process:
+        try:
+            return await self._launched()
+        except (OSError, msgspec.MsgspecError) as exc:
+            raise BackendUnavailable(self.name, f"its worker cannot be started: {exc}") from exc
+
+    async def _launched(self) -> _Process:
         started_s = self._clock()
         if self._current is not None:  # dead, then: one that was stopped on purpose is no longer current
             self._crashed = True
@@ -392,6 +401,8 @@ class Member:
         await asyncio.gather(process.wait(), errors)
         current = self._current
         if current is not None and current.process is process:
+            if self._starting is None:
+                self._leave_room()
             log.error(
                 "worker '%s' died (exit %s); it is started again at the next request", self.name, process.returncode
             )
@@ -428,10 +439,17 @@ class Member:
         current, self._current = self._current, None
         if current is None:
             return
+        stopping = asyncio.create_task(self._stop(current), name=f"stop {self.name}")
+        self._watchers.add(stopping)
+        stopping.add_done_callback(self._watchers.discard)
+        await asyncio.shield(stopping)  # who waits may leave; the process must end
+
+    async def _stop(self, current: _Process) -> None:
         if current.alive:
             await self._ask(current)  # for what it has counted since it was asked last
-        self._asked, self.status_told = None, {}
-        self.totals.ended()
+        if self._asked is current:
+            self._asked, self.status_told = None, {}
+            self.totals.ended()
         await current.relay.aclose()
         if current.alive:
             current.process.terminate()

@@ -57,9 +57,6 @@ class Prefixes:
         """The sequence that was not used for longest."""
         return next((sequence for sequence in self._idle if sequence != but), None)
 
-    def touch(self, sequence: int) -> None:
-        self._idle.move_to_end(sequence)
-
     def best(self, prompt: Sequence[int], scope: str, running: Iterable[Resident] = ()) -> Start:
         """The longest beginning that any sequence of this scope shares, or any at all in what is public; at least one token is left to
         decode.

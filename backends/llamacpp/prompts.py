@@ -6,7 +6,8 @@ from backends.errors import ContextLengthExceeded, InvalidRequest
 from backends.llamacpp.chat_template import ChatTemplate, Piece
 from backends.llamacpp.parameters import read_inputs, read_messages, read_prompts
 from backends.llamacpp.prefixes import common_length
-from backends.llamacpp.tool_formats import ToolFormat, for_template, format_of, in_words
+from backends.llamacpp.tool_formats import ToolFormat, format_of
+from backends.llamacpp.tool_messages import for_template, in_words
 from backends.llamacpp.tools import Tools, read_tools
 from backends.wire import Body
 
@@ -45,10 +46,12 @@ class Prompts:
 
     def public_tokens(self, body: Body, prompt: Tokens, *, messages: int, chars: int) -> int:
         """How much of `prompt` are the first so many messages and so many characters of the next one: text that is no secret."""
-        read = read_messages(body)
+        if read_tools(body) is not None:  # a client's own, and most templates put them first
+            return 0
+        read = [{"role": one["role"], "content": one["content"]} for one in read_messages(body)]  # no name, no calls
         known = read[:messages] + [one | {"content": one["content"][:chars]} for one in read[messages : messages + 1]]
         try:
-            pieces = self._pieces(known, read_tools(body), opens=False)
+            pieces = self._pieces(known, None, opens=False)
         except InvalidRequest:  # a template that wants a whole conversation
             return 0
         return common_length(prompt, self._tokens(pieces))
@@ -102,7 +105,12 @@ class Inputs:
         """
         truncate = body.read("truncate", bool, False)
         items = read_inputs(body, "input", vocabulary=self._engine.info.vocabulary)
-        return [self._fitting(item, truncate) for item in items]
+        inputs = [self._fitting(item, truncate) for item in items]
+        if not all(inputs):
+            raise InvalidRequest(
+                "'input' holds an empty text, and this model has no token to begin with.", param="input"
+            )
+        return inputs
 
     def _fitting(self, item: str | Tokens, truncate: bool) -> Tokens:
         engine = self._engine
@@ -121,8 +129,12 @@ class Inputs:
             ContextLengthExceeded: names the document.
         """
         engine = self._engine
-        pairs = [engine.pair(query, document) for document in documents]
+        pairs = [engine.pairs.tokens(query, document) for document in documents]
         for place, tokens in enumerate(pairs):
+            if not tokens:
+                raise InvalidRequest(
+                    "an empty query and an empty document cannot be ranked.", param=f"documents[{place}]"
+                )
             if len(tokens) > engine.batch_tokens:
                 raise ContextLengthExceeded(
                     context_tokens=engine.batch_tokens, prompt_tokens=len(tokens), param=f"documents[{place}]"

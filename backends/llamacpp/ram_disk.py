@@ -43,7 +43,12 @@ class RamDisk:
             ModelFileUnusable: there is no such file system, or no room; says how much there is.
         """
         async with self._turn:
-            return await asyncio.to_thread(self._stage, path)
+            copying = asyncio.ensure_future(asyncio.to_thread(self._stage, path))
+            try:
+                return await asyncio.shield(copying)
+            except asyncio.CancelledError:  # the thread goes on, so nobody else may begin
+                await asyncio.gather(copying, return_exceptions=True)
+                raise
 
     def files(self) -> list[Staged]:
         if not self._folder.is_dir():

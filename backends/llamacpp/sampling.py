@@ -29,6 +29,9 @@ TOP_K_UNDER_TOP_P = 200
 
 PENALTY_WINDOW_TOKENS = 256
 
+COLD = 1e-6
+"""Below it, only the likeliest token has a chance that a float can hold; smaller ones divide to infinity."""
+
 
 def build_chain(sampling: Sampling, vocabulary: int, ends: Sequence[int] = ()) -> Any:
     """A chain to be freed by the caller; its members belong to it.
@@ -63,7 +66,7 @@ def _logit_changes(sampling: Sampling, vocabulary: int, ends: Sequence[int], lib
 
 
 def _choice(sampling: Sampling, lib: Any) -> Iterator[Any]:
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLD:
         yield lib.llama_sampler_init_greedy()
         return
     if sampling.top_k > 0 or sampling.top_p < 1:

@@ -1,7 +1,7 @@
 """What is asked of the engine, what it says, and what is known of a sequence in between. Data only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from backends.llamacpp.constrained import Constraint
@@ -52,10 +52,8 @@ class Likely(NamedTuple):
     piece: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...]
-
-    @property
-    def chars(self) -> int:
-        return len(self.piece.decode("utf-8", "replace"))
+    offset: int = 0
+    """Characters of the answer before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +106,11 @@ class Generation(Job):
         super().__init__()
         self.ask = ask
         self.constraint = constraint
+
+    @property
+    def sampling(self) -> Sampling:
+        """A grammar says itself when the answer may end, and sometimes that it must."""
+        return replace(self.ask.sampling, ignore_eos=False) if self.constraint is not None else self.ask.sampling
 
 
 @dataclass(slots=True, eq=False)

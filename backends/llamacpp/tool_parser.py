@@ -1,7 +1,7 @@
 """Text of an answer, as it comes -> words for the client, and calls of tools. Pure; one per sequence.
 
 What turns out to be no call after all, because it is no JSON or has no name, is told as the text it was. Arguments go out as they are
-written, as soon as the name is known.
+written, as soon as the name is known. White space around calls is nobody's text.
 """
 
 import re
@@ -35,7 +35,8 @@ Part = str | CallPart
 
 class ToolParser:
     """
-    States: outside -> call -> arguments -> after -> outside …; `text`, where the answer as a whole is no call.
+    States, each a method that reads the buffer and says whether there is more to do: outside -> call -> arguments -> closing ->
+    after -> outside …; `text`, where the rest of the answer cannot hold a call.
 
     Args:
         names: that may be called.
@@ -46,22 +47,20 @@ class ToolParser:
         self._form = form
         self._names = names
         self._parallel = parallel
-        self._opening = form.marks[0] if form.opening else ""
-        self._read: Callable[[list[Part]], bool] = self._in_outside
-        """The state."""
+        self._mark = form.marks[0] if form.opening else ""
+        self._read: Callable[[list[Part]], bool] = self._outside
         self._buffer = ""
+        self._withheld = ""
+        """What stands before the buffer and was not told: white space before a mark, the mark."""
         self._seen = 0
         """Of the buffer, characters that the scanner has read already."""
-        self._call = ""
-        """Everything since the opening of a call that nothing was told of yet."""
         self._scanner = _Scanner()
-        self._said = False
         self.calls = 0
 
     @property
     def full(self) -> bool:
         """The one call that was allowed is complete."""
-        return not self._parallel and self.calls > 0 and self._read in (self._in_after, self._in_outside)
+        return not self._parallel and self.calls > 0 and self._read in (self._after, self._outside)
 
     def feed(self, text: str) -> list[Part]:
         self._buffer += text
@@ -72,76 +71,74 @@ class ToolParser:
 
     def finish(self) -> list[Part]:
         """What was held back, at the end of the answer."""
-        rest = ""
-        if self._read in (self._in_outside, self._in_text):
-            rest = self._buffer
-        elif self._read == self._in_call:
-            parts = self._whole_call()
-            if parts:
-                return parts
-            rest = self._call + self._buffer
-        self._buffer = self._call = ""
-        return [rest] if rest and (self._said or not self.calls) and (rest.strip() or not self.calls) else []
+        parts: list[Part] = []
+        if self.full:
+            return parts
+        if self._read == self._call and (told := self._whole_call()):
+            return told
+        if self._read not in (self._arguments, self._closing):
+            rest = self._withheld + self._buffer
+            if rest.strip() or not self.calls:
+                self._say(rest, parts)
+        self._withheld = self._buffer = ""
+        return parts
 
-    def _in_outside(self, parts: list[Part]) -> bool:
-        if not self._opening:
+    def _outside(self, parts: list[Part]) -> bool:
+        if not self._mark:
             return self._begins_with_a_call(parts)
-        at = self._buffer.find(self._opening)
+        at = self._buffer.find(self._mark)
         if at >= 0:
-            self._say(self._buffer[:at].rstrip(), parts)
-            self._call, self._buffer = self._opening, self._buffer[at + len(self._opening) :]
-            self._read, self._seen, self._scanner = self._in_call, 0, _Scanner()
+            words = self._buffer[:at].rstrip()
+            self._say(words, parts)
+            self._withheld = self._buffer[len(words) : at + len(self._mark)]
+            self._to_call(self._buffer[at + len(self._mark) :])
             return True
-        keep = next(
-            (
-                n
-                for n in range(min(len(self._opening) - 1, len(self._buffer)), 0, -1)
-                if self._opening.startswith(self._buffer[-n:])
-            ),
-            0,
-        )
-        certain = self._buffer[: len(self._buffer) - keep]
-        certain = certain.rstrip()  # what stands between words and a call is nobody's text
+        keep = _overlap(self._buffer, self._mark)
+        certain = self._buffer[: len(self._buffer) - keep].rstrip()
         self._buffer = self._buffer[len(certain) :]
         self._say(certain, parts)
         return False
 
     def _begins_with_a_call(self, parts: list[Part]) -> bool:
         """Formats without marks: an answer that begins as an object is a call, if it turns out to be one."""
-        for mark in self._form.marks:
-            self._buffer = self._buffer.removeprefix(mark) if not self._said else self._buffer
         begun = self._buffer.lstrip()
+        for mark in self._form.marks:
+            if begun.startswith(mark):
+                self._withheld = self._buffer[: len(self._buffer) - len(begun)] + mark
+                self._to_call(begun[len(mark) :])
+                return True
         if not begun or any(mark.startswith(begun) for mark in self._form.marks):
             return False
-        self._read = self._in_call if begun[0] == "{" else self._in_text
+        if begun[0] == "{":
+            self._to_call(self._buffer)
+        else:
+            self._read = self._text
         return True
 
-    def _in_text(self, parts: list[Part]) -> bool:
+    def _text(self, parts: list[Part]) -> bool:
         text, self._buffer = self._buffer, ""
         self._say(text, parts)
         return False
 
-    def _in_call(self, parts: list[Part]) -> bool:
+    def _call(self, parts: list[Part]) -> bool:
+        begun = self._buffer.lstrip()
         if self._form.style == "args":
             found, may_be = _NAME_AND_ARGS.match(self._buffer), _MAY_BE_NAME.fullmatch(self._buffer) is not None
         else:
-            begun = self._buffer.lstrip()
-            if self._form.between and self._call == self._opening and begun[:1] == "[":
-                self._buffer, self._call = begun[1:], self._call + "["
+            if self._form.between and self._withheld.endswith(self._mark) and begun[:1] == "[":
+                self._withheld += self._buffer[: len(self._buffer) - len(begun)] + "["
+                self._to_call(begun[1:])
                 return True
             found, may_be = _NAME_FIRST.match(self._buffer), not begun or begun[0] == "{"
         if found is not None and self._knows(found[1]):
             self._opened(found[1], parts)
-            nested = self._form.style == "json"
-            self._scanner = _Scanner(depth=1 if nested else 0)
+            self._scanner = _Scanner(depth=1 if self._form.style == "json" else 0)
             self._buffer = self._buffer[found.end() :]
-            self._read = self._in_arguments
+            self._read = self._arguments
             return True
         if not may_be:
             return self._was_no_call(parts)
-        if self._form.style == "json":
-            return self._wait_for_all(parts)
-        return False
+        return self._form.style == "json" and self._wait_for_all(parts)
 
     def _wait_for_all(self, parts: list[Part]) -> bool:
         """Name and arguments in another order, or arguments that are text: told when the object is complete."""
@@ -150,17 +147,16 @@ class ToolParser:
             self._seen = len(self._buffer)
             return False
         end += self._seen
-        whole, rest = self._buffer[:end], self._buffer[end:]
-        self._buffer = whole
-        told = self._whole_call()
-        if not told:
-            self._buffer = whole + rest
-            return self._was_no_call(parts)
-        parts += told
-        self._buffer = rest
-        return True
+        rest, self._buffer = self._buffer[end:], self._buffer[:end]
+        if told := self._whole_call():
+            parts += told
+            self._buffer = rest
+            return True
+        self._buffer += rest
+        return self._was_no_call(parts)
 
     def _whole_call(self) -> list[Part]:
+        """The buffer as a call, where it is one; it is empty then."""
         try:
             call = msgspec.json.decode(self._buffer.strip(), type=dict[str, Any])
         except (msgspec.MsgspecError, RecursionError):
@@ -172,10 +168,10 @@ class ToolParser:
         self._opened(name, parts)
         text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments or {}).decode()
         parts.append(CallPart(self.calls - 1, arguments=text))
-        self._read, self._buffer = self._in_after, ""
+        self._read, self._buffer = self._after, ""
         return parts
 
-    def _in_arguments(self, parts: list[Part]) -> bool:
+    def _arguments(self, parts: list[Part]) -> bool:
         inner = 1 if self._form.style == "json" else 0
         end = self._scanner.end_of(self._buffer, inner)
         piece = self._buffer if end is None else self._buffer[:end]
@@ -184,59 +180,74 @@ class ToolParser:
             parts.append(CallPart(self.calls - 1, arguments=piece))
         if end is None:
             return False
-        self._read = self._in_closing if inner else self._in_after
+        self._read = self._closing if inner else self._after
         return True
 
-    def _in_closing(self, parts: list[Part]) -> bool:
+    def _closing(self, _: list[Part]) -> bool:
         """The rest of the object around the arguments."""
         end = self._scanner.end_of(self._buffer, 0)
         self._buffer = "" if end is None else self._buffer[end:]
         if end is not None:
-            self._read = self._in_after
+            self._read = self._after
         return end is not None
 
-    def _in_after(self, parts: list[Part]) -> bool:
+    def _after(self, parts: list[Part]) -> bool:
         rest = self._buffer.lstrip()
+        if not rest:
+            return False
         if self._form.between:
-            if rest[:1] == ",":
-                self._buffer, self._call = rest[1:], ","
-                self._read, self._seen, self._scanner = self._in_call, 0, _Scanner()
-                return True
-            if rest[:1] == "]":
-                self._buffer, self._read = rest[1:], self._in_outside
-                return True
-            return False if not rest else self._was_no_call(parts)
+            return self._after_one_of_a_list(rest, parts)
         closing = self._form.closing.strip()
-        if closing and (rest.startswith(closing) or (rest and not closing.startswith(rest))):
-            self._buffer, self._read = rest.removeprefix(closing), self._in_outside
-            return True
-        if not closing and rest:
-            self._buffer = rest.removeprefix(";") if not self._opening else rest
-            self._call, self._seen, self._scanner = "", 0, _Scanner()
-            self._read = self._in_outside if self._opening else self._in_call
+        if closing.startswith(rest) and closing != rest:
+            return False
+        if closing or self._mark:
+            self._buffer, self._read = rest.removeprefix(closing), self._outside
             return bool(self._buffer)
-        return False
+        self._withheld = ";" if rest.startswith(";") else ""
+        self._to_call(rest.removeprefix(";"))
+        return True
+
+    def _after_one_of_a_list(self, rest: str, parts: list[Part]) -> bool:
+        if rest[0] == ",":
+            self._withheld = ","
+            self._to_call(rest[1:])
+            return True
+        if rest[0] == "]":
+            self._buffer, self._read = rest[1:], self._outside
+            return True
+        return self._was_no_call(parts)
+
+    def _to_call(self, buffer: str) -> None:
+        self._buffer, self._seen, self._scanner = buffer, 0, _Scanner()
+        self._read = self._call
 
     def _was_no_call(self, parts: list[Part]) -> bool:
-        self._buffer, self._call = self._call + self._buffer, ""
-        self._say(self._buffer, parts)
-        self._buffer, self._read = "", self._in_text
-        return False
+        """Told as the text that it was; with marks, a call may still come behind it."""
+        self._say(self._withheld, parts)
+        self._withheld = ""
+        self._read = self._outside if self._mark else self._text
+        return True
 
     def _opened(self, name: str, parts: list[Part]) -> None:
         tail = "".join(secrets.choice(_LETTERS) for _ in range(self._form.id_chars))
         parts.append(CallPart(self.calls, tail if self._form.id_chars == 9 else f"call_{tail}", name))
         self.calls += 1
-        self._call = ""
+        self._withheld = ""
 
     def _knows(self, name: str) -> bool:
         """Text without marks may be any JSON; with marks, a name that nobody has given is the client's to see."""
-        return bool(self._opening) or name in self._names
+        return bool(self._mark) or name in self._names
 
-    def _say(self, text: str, parts: list[Part]) -> None:
+    @staticmethod
+    def _say(text: str, parts: list[Part]) -> None:
         if text:
-            self._said = True
             parts.append(text)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Length of the longest tail of `text` that begins `mark`."""
+    lengths = range(min(len(mark) - 1, len(text)), 0, -1)
+    return next((length for length in lengths if mark.startswith(text[-length:])), 0)
 
 
 class _Scanner:

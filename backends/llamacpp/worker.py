@@ -20,7 +20,7 @@ import msgspec
 import uvicorn
 
 from backends.asgi_http1 import HttpProtocol
-from backends.errors import BackendError
+from backends.errors import BackendError, ModelFileUnusable
 from backends.llamacpp.api import WorkerApi
 from backends.llamacpp.embedding_queue import BATCH_TOKENS, EmbeddingQueue, texts_a_call
 from backends.llamacpp.engine import Engine
@@ -38,6 +38,12 @@ MAX_WAITING = 256
 def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    if options.trial:
+        try:
+            _engine(options, options.model).close()
+        except (BackendError, OSError) as exc:
+            sys.exit(str(exc))
+        return
     key = os.environ.pop(options.key_env, "")
     if not key:
         sys.exit(f"a worker needs a key: put one into the environment variable {options.key_env}")
@@ -76,13 +82,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--key-env", default=KEY_ENV, metavar="NAME", help="environment variable that holds the key")
+    parser.add_argument("--trial", action="store_true", help="load the model, compute one step, and end")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
     return parser
 
 
 async def serve(options: argparse.Namespace, key: str) -> None:
     name = options.name or options.model.stem
-    host = Host(partial(_work, options, name, key), options.model, key=key)
+    host = Host(partial(_work, options, name, key), partial(_trial, sys.argv[1:]), options.model, key=key)
     work = await host.load()
     listener = _listen(options)
     if options.with_parent:  # which does with models what it likes, by other means
@@ -103,6 +110,24 @@ async def serve(options: argparse.Namespace, key: str) -> None:
         await uvicorn.Server(config).serve(sockets=[listener])
     finally:
         await host.aclose()
+
+
+async def _trial(arguments: list[str], path: Path) -> None:
+    """The same worker with another model, as far as its first step.
+
+    Raises:
+        ModelFileUnusable: it does not come so far.
+    """
+    command = [sys.executable, "-m", "backends.llamacpp.worker", *arguments, "--trial", "--model", str(path)]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    try:
+        _, words = await process.communicate()
+    except BaseException:
+        process.kill()
+        raise
+    if process.returncode != 0:
+        lines = words.decode("utf-8", "replace").strip().splitlines() or [f"exit {process.returncode}"]
+        raise ModelFileUnusable(f"{path.name} cannot be run here: {lines[-1]}")
 
 
 async def _work(options: argparse.Namespace, name: str, key: str, path: Path) -> Work:

@@ -12,6 +12,7 @@ import pytest
 from backends.llamacpp.synthetic import write_synthetic
 from gateway.reranking import usage_of
 from tests.backends.llamacpp.rerank_gguf import write_reranker
+from tests.backends.llamacpp.test_endurance import with_doubles
 from tests.clients.test_worker_as_upstream import ASK, KEY, tcp_worker
 from tests.running import Gateway, running
 
@@ -22,6 +23,7 @@ def gateway(synthetic_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     shutil.copy(synthetic_gguf, models / "first.gguf")
     write_synthetic(models / "second.gguf", seed=21)
     (models / "broken.gguf").write_bytes((models / "first.gguf").read_bytes()[:4096])
+    with_doubles(synthetic_gguf, models / "doubles.gguf")
     with tcp_worker(models / "first.gguf", "--name", "far", "--context-tokens", "512") as url:
         far = {"engine": "openai", "base_url": url, "api_key_env": "WORKER_KEY", "node": True}
         config = {
@@ -65,8 +67,11 @@ def test_a_node_unloads_loads_and_swaps_its_model(gateway: Gateway) -> None:
         refused = order(http, action="swap", model="../first.gguf")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
         broken = order(http, action="swap", model="broken.gguf")
-        assert (broken.status_code, "llama.cpp cannot load broken.gguf" in broken.text) == (503, True)
+        assert (broken.status_code, "broken.gguf cannot be run here" in broken.text) == (503, True)
         assert say(http) == after, "the old one is back"
+        deadly = order(http, action="swap", model="doubles.gguf")
+        assert (deadly.status_code, "cannot be run here" in deadly.text) == (503, True)
+        assert say(http) == after, "the node has not died of it"
 
 
 def cached(gateway: Gateway, key: str, words: str) -> int:

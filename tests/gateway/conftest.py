@@ -56,6 +56,7 @@ def full_config(folder: Path, chat: Path, embedder: Path) -> dict[str, Any]:
         "prompts": {"paths": [f"{folder}/prompts/*.yaml"]},
         "roles": [
             {"name": "default", "collections": ["*"], "limits": [{"concurrent": 16}]},
+            {"name": "readers", "collections": ["*"]},
             {"name": "no-documents", "collections": []},
             {"name": "only-guide", "models": ["guide"]},
             {"name": "embeddings-only", "paths": ["/v1/embeddings", "/v1/models*"]},

@@ -210,3 +210,32 @@ def test_the_ram_disk_is_listed_and_cleared(house: Gateway) -> None:
     with house.http as http:
         assert http.get("/admin/ram-disk").json()["object"] == "list"
         assert http.delete("/admin/ram-disk").status_code == 200
+
+
+def cached(gateway: Gateway, key: str, *messages: dict[str, str]) -> int:
+    body = {"model": "handbook-chat", "messages": messages, "max_tokens": 2}
+    with gateway.http as http:
+        http.headers["authorization"] = f"Bearer {key}"
+        answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_passages_are_shared_by_all_who_read_them_unless_a_client_said_something_before(gateway: Gateway) -> None:
+    ours, theirs = gateway.new_key(), gateway.new_key(role="readers")
+    question = {"role": "user", "content": "How far did a runner run before the next one took over?"}
+    secret = {"role": "system", "content": "A secret of one tenant stands here, before everything else."}
+    cached(gateway, ours, question)
+    assert cached(gateway, theirs, question) > 100
+    cached(gateway, ours, secret, question)
+    assert cached(gateway, theirs, secret, question) < 20
+
+
+def test_what_is_ranked_is_held_before_it_is_read(house: Gateway) -> None:
+    """The query counts with each document."""
+    key = house.new_key(limits=[{"per": "1h", "tokens": 40}])
+    with house.http as http:
+        http.headers["authorization"] = f"Bearer {key}"
+        few = rerank(http, documents=["stone"])
+        many = rerank(http, documents=["stone"] * 20)
+    assert (few.status_code, many.status_code) == (200, 429), (few.text, many.text)

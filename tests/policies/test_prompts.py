@@ -171,3 +171,23 @@ def test_a_conversation_keeps_its_earlier_turns(messages: list[dict[str, Any]], 
     before = list(messages)
     assert apply(messages, [HEAD, LAST]) == expected
     assert messages == before
+
+
+@pytest.mark.parametrize(
+    ("contents", "fixed"),
+    [
+        (["Be brief.", "{{ text }}"], 1),
+        (["Be {{ tone }}.", "{{ text }}"], 0),
+        (["Be brief.", "{% if tone %}x{% endif %}", "And kind.", "{{ text }}"], 1),
+        (["Be brief.", "And kind.", "the same for all"], 2),
+        (["the same for all"], 0),
+    ],
+)
+def test_leading_messages_without_anything_to_fill_in_are_the_same_for_everybody(
+    contents: list[str], fixed: int
+) -> None:
+    messages = [{"role": "system", "content": content} for content in contents]
+    messages[-1]["role"] = "user"
+    variables = [{"name": "tone", "default": "kind"}]
+    made = Prompt.model_validate({"name": "one", "variables": variables, "messages": messages})
+    assert made.fixed_messages == fixed

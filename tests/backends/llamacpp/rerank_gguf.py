@@ -10,10 +10,11 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the road river stone br
 DIM, CONTEXT = 32, 64
 
 
-def write_reranker(path: Path, *, head: bool = True) -> Path:
+def write_reranker(path: Path, *, head: bool = True, template: str | None = None) -> Path:
     """
     Args:
         head: False: the file of a model that makes vectors only.
+        template: how a query and a document are put together.
     """
     rng = np.random.default_rng(5)
 
@@ -40,6 +41,8 @@ def write_reranker(path: Path, *, head: bool = True) -> Path:
     writer.add_bos_token_id(2)
     writer.add_sep_token_id(3)
     writer.add_eos_token_id(3)
+    if template is not None:
+        writer.add_chat_template([{"name": "rerank", "template": template}])
     tensors = {
         "token_embd.weight": matrix(len(WORDS), DIM),
         "position_embd.weight": matrix(CONTEXT, DIM),

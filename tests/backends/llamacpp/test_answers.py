@@ -121,7 +121,7 @@ def test_logprobs_are_there_when_wanted_in_both_shapes() -> None:
         }
     ]
     legacy = Shape("id-1", 7, "m", legacy=True, logprobs=True)
-    (chunk,) = legacy.chunks(0, spoken("a", likely=(Likely(b"ab", -1.0, ((b"ab", -1.0),)), Likely(b"c", -2.0, ()))))
+    (chunk,) = legacy.chunks(0, spoken("a", likely=(Likely(b"ab", -1.0, ((b"ab", -1.0),)), Likely(b"c", -2.0, (), 2))))
     assert chunk["choices"][0]["logprobs"] == {
         "tokens": ["ab", "c"],
         "token_logprobs": [-1.0, -2.0],

@@ -6,6 +6,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,25 @@ async def test_without_a_word_from_the_gateway_nothing_is_public(synthetic_gguf:
         words = "the road runs over the high bridge and the stone mountain"
         assert await shared(backend, asked_by("k1", "r1", words)) == 0
         assert await shared(backend, asked_by("k2", "r2", words)) == 0
+
+
+async def test_what_a_client_adds_to_what_is_public_is_not(synthetic_gguf: Path) -> None:
+    """Its tools, and names and calls of messages: most templates put them first."""
+    tool = {"type": "function", "function": {"name": "secret_of_ours", "description": "a long secret " * 5}}
+    system = {"role": "system", "content": "You answer from the handbook."}
+    user = {"role": "user", "content": "the road and the river"}
+
+    def asked(key: str, **fields: Any) -> Call:
+        body = chat(**({"messages": [system, user]} | fields)).body
+        return replace(asked_by(key, key, ""), body=body, public=(1, 0))
+
+    async with running(synthetic_gguf, context_tokens=2048) as backend:
+        base = await shared(backend, asked("k1"))
+        assert base == 0
+        public = await shared(backend, asked("k2"))
+        assert public > 0
+        assert await shared(backend, asked("k1", tools=[tool])) <= public
+        assert await shared(backend, asked("k2", tools=[tool])) <= public
+        named = [system | {"name": "a name that is a secret of ours"}, user | {"name": "and another"}]
+        assert await shared(backend, asked("k3", messages=named)) <= public + 1
+        assert await shared(backend, asked("k4", messages=named)) <= public + 1

@@ -38,7 +38,7 @@ def test_the_longest_unused_goes_first() -> None:
     prefixes = Prefixes()
     for sequence in (1, 2, 3):
         prefixes.keep(resident(sequence, [sequence] * 9))
-    prefixes.touch(1)
+    prefixes.keep(prefixes.take(1))
     assert prefixes.oldest() == 2
     assert prefixes.oldest(but=2) == 3
     prefixes.take(2)

@@ -119,3 +119,17 @@ async def test_a_model_of_vectors_does_not_start_as_one_of_text(tmp_path: Path) 
     async with running(path) as backend:
         with pytest.raises(BackendUnavailable, match="makes vectors and no text"):
             await backend.complete(chat())
+
+
+async def test_a_pair_is_put_together_as_the_model_wants_it(reranker: LocalBackend, tmp_path: Path) -> None:
+    """[CLS] query [SEP] document [SEP] as far as the vocabulary asks for them, or the file's own template."""
+    pair = rerank(query="the high road", documents=["stone bridge"])
+    usual = await reranker.count(pair)
+    assert usual.prompt_tokens > 5, "with marks around"
+    path = write_reranker(tmp_path / "own.gguf", template="the river {query} falls {document} low")
+    async with running(path, serves="rerank") as backend:
+        own = await backend.count(pair)
+        assert own.prompt_tokens >= 9, "five words, and four of the template"
+        score = (await ranked(backend, documents=["stone bridge"]))["results"][0]["relevance_score"]
+    other = (await ranked(reranker, documents=["stone bridge"]))["results"][0]["relevance_score"]
+    assert score != pytest.approx(other, abs=1e-6)

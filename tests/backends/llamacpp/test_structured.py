@@ -158,7 +158,7 @@ async def test_a_grammar_that_takes_too_long_costs_its_own_process_and_nothing_e
         await check.aclose()
 
 
-async def test_a_process_that_dies_over_a_grammar_is_an_answer_and_the_next_one_is_fine() -> None:
+async def test_a_process_that_somebody_else_killed_costs_nobody_anything() -> None:
     check = GrammarCheck(limit_s=30.0)
     source = Source("gbnf", 'root ::= "a"', "grammar")
     try:
@@ -166,11 +166,30 @@ async def test_a_process_that_dies_over_a_grammar_is_an_answer_and_the_next_one_
         assert check._child is not None
         check._child.kill()
         check._known.clear()
-        with pytest.raises(InvalidRequest, match="too complex"):
-            await check.grammar(source)
         assert await check.grammar(source)
     finally:
         await check.aclose()
+
+
+def chain(terminals: int) -> str:
+    """A grammar that llguidance takes apart by calling itself, once for each terminal."""
+    rules = [f"R{number}: R{number + 1}" for number in range(terminals)]
+    return "\n".join(["start: R0", *rules, f'R{terminals}: "a"'])
+
+
+@pytest.mark.parametrize("terminals", [300, 1000, 3000, 4000])
+async def test_a_grammar_of_any_depth_is_kept_or_refused_and_kills_no_worker(
+    local: LocalBackend, terminals: int
+) -> None:
+    await texts(local, chat())
+    pid = local.pid
+    try:
+        (text,) = await texts(local, chat(grammar=f"%llguidance {{}}\n{chain(terminals)}"))
+        assert text == "a"
+    except UpstreamRefused as refused:
+        assert (refused.status, refused.param) == (400, "grammar")
+    assert await texts(local, chat())
+    assert local.pid == pid
 
 
 async def test_logprobs_tell_how_likely_tokens_were(local: LocalBackend) -> None:
@@ -238,6 +257,16 @@ async def test_what_was_cached_of_a_prompt_counts_once_for_all_its_answers(local
         assert cached == (usage["prompt_tokens"] - 1 if known else 0)
     last = (await events(local, chat(words, n=3, stream=True, stream_options={"include_usage": True})))[-1]
     assert last["usage"]["prompt_tokens_details"]["cached_tokens"] == last["usage"]["prompt_tokens"] - 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-40, 1e-7])
+async def test_a_temperature_next_to_zero_is_zero(local: LocalBackend, temperature: float) -> None:
+    assert await texts(local, chat(temperature=temperature)) == await texts(local, chat())
+
+
+async def test_an_end_that_a_grammar_wants_is_an_end(local: LocalBackend) -> None:
+    asked = chat(grammar='root ::= "a" "b"?', ignore_eos=True, temperature=1.0, max_tokens=10)
+    assert (await texts(local, asked))[0] in ("a", "ab")
 
 
 async def test_timings_are_told_at_the_end(local: LocalBackend) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -125,6 +126,14 @@ async def test_what_never_fits_says_so_with_the_numbers(synthetic_gguf: Path) ->
             await texts(a, chat())
 
 
+async def test_a_pinned_model_is_not_stopped_for_idleness(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", limits={}, pinned_one="a", idle_stop_s=1e-9) as (a, b):
+        for backend in (a, b):
+            await texts(backend, chat())
+            await backend._member.stop_if_idle()
+        assert [one.status() for one in (a, b)] == ["ready", "asleep"]
+
+
 async def test_an_unloaded_model_comes_back_with_the_next_request(synthetic_gguf: Path) -> None:
     async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
         await a.load()
@@ -170,6 +179,75 @@ async def test_swaps_at_the_same_time_come_one_after_the_other(synthetic_gguf: P
         told = await a.describe()
         assert await texts(a, chat()) == said[told["file"]], "what it says that it is"
     assert len({str(text) for text in said.values()}) == 2
+
+
+async def test_a_swapped_model_is_not_stopped_at_once_for_what_was_idle_before(
+    synthetic_gguf: Path, tmp_path: Path
+) -> None:
+    other = write_synthetic(tmp_path / "other.gguf", seed=9)
+    async with fleet_of(synthetic_gguf, "a", limits={}, idle_stop_s=100) as (a,):
+        await texts(a, chat())
+        a._member._last_use_s -= 1000
+        await a.swap(str(other))
+        await a._member.stop_if_idle()
+        assert a.status() == "ready"
+
+
+async def test_a_swap_that_nobody_waits_for_any_more_leaves_the_old_model(synthetic_gguf: Path, tmp_path: Path) -> None:
+    other = write_synthetic(tmp_path / "other.gguf", seed=9)
+    async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
+        before = await texts(a, chat())
+        swap = asyncio.create_task(a.swap(str(other)))
+        while a._member.path != other:
+            await asyncio.wait([swap], timeout=0)
+        swap.cancel()
+        await asyncio.gather(swap, return_exceptions=True)
+        assert a._member.path == synthetic_gguf
+        await a.unload()
+        assert await texts(a, chat()) == before
+
+
+async def test_a_dead_worker_takes_no_place_and_nobody_waits_for_it(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", "b", "c", limits={"max_loaded": 2}) as (a, b, c):
+        await texts(a, chat())
+        await texts(b, chat())
+        assert b.pid is not None
+        os.kill(b.pid, signal.SIGKILL)
+        while b._member.has_room:
+            await asyncio.sleep(0.01)
+        await texts(c, chat())
+        assert [one.status() for one in (a, b, c)] == ["ready", "asleep", "ready"]
+        for backend in (a, c):
+            assert backend.pid is not None
+            os.kill(backend.pid, signal.SIGKILL)
+        answers = await asyncio.wait_for(asyncio.gather(*(texts(one, chat()) for one in (a, b, c) * 3)), 40)
+        assert len({str(answer) for answer in answers}) == 1
+
+
+async def test_a_worker_that_cannot_be_spawned_is_unavailable(
+    synthetic_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def spawn(*_: Any, **__: Any) -> Any:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+        with pytest.raises(BackendUnavailable, match="cannot be started: .*temporarily unavailable"):
+            await texts(a, chat())
+
+
+async def test_a_stop_that_nobody_waits_for_any_more_ends_the_worker_all_the_same(synthetic_gguf: Path) -> None:
+    async with fleet_of(synthetic_gguf, "a", limits={}) as (a,):
+        await texts(a, chat())
+        pid = a.pid
+        assert pid is not None
+        stop = asyncio.create_task(a.unload())
+        while a._member._current is not None:
+            await asyncio.wait([stop], timeout=0)
+        stop.cancel()
+        await asyncio.gather(stop, return_exceptions=True)
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_model_that_is_not_there_cannot_be_swapped_in(synthetic_gguf: Path) -> None:

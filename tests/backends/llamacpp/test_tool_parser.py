@@ -14,10 +14,9 @@ from backends.llamacpp.tool_formats import (
     MISTRAL,
     MISTRAL_ARGS,
     ToolFormat,
-    for_template,
     format_of,
-    in_words,
 )
+from backends.llamacpp.tool_messages import for_template, in_words
 from backends.llamacpp.tool_parser import Part, ToolParser
 from backends.llamacpp.tools import Tool
 
@@ -59,6 +58,13 @@ CASES: list[tuple[ToolFormat, str, str, list[tuple[str, str]]]] = [
     (HERMES, "<tool_call>no JSON</tool_call>", "<tool_call>no JSON</tool_call>", []),
     (HERMES, '<tool_call>{"nam', '<tool_call>{"nam', []),
     (HERMES, '<tool_call>{"name": "go", "arguments": {"n": 1', "", [("go", '{"n": 1')]),
+    (HERMES, 'Say <tool_call> to call. \n<tool_call>{"name": "go", "arguments": {}}</tool_call>', "Say <tool_call> to call.", [("go", "{}")]),
+    (HERMES, "Write\n\n<tool_call>words", "Write\n\n<tool_call>words", []),
+    (HERMES, '<tool_call>{"name": "go", "arguments": {}}</tool_call> done', " done", [("go", "{}")]),
+    (HERMES, '<tool_call>{"name": "go", "arguments": {}}</tool_call>\n<tool_call>{"na', '\n<tool_call>{"na', [("go", "{}")]),
+    (LLAMA, '{"name": "go", "parameters": {}} and {more', " and {more", [("go", "{}")]),
+    (LLAMA, "<|python_tag|>print(1)", "<|python_tag|>print(1)", []),
+    (LLAMA, "<|python_tag|><|python_tag|>", "<|python_tag|><|python_tag|>", []),
     (LLAMA, '{"name": "look", "parameters": {"at": 5}}', "", [("look", '{"at": 5}')]),
     (LLAMA, '<|python_tag|>{"name": "go", "parameters": {}}; {"name": "look", "parameters": {}}', "", [("go", "{}"), ("look", "{}")]),
     (LLAMA, '{"name": "Ada", "parameters": {"born": 1815}}', '{"name": "Ada", "parameters": {"born": 1815}}', []),
@@ -76,8 +82,8 @@ def test_calls_are_found_however_the_text_is_cut(
 ) -> None:
     ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-    assert read(form, *pieces) == (words, calls)
-    assert read(form, *text) == (words, calls)
+    for said, called in (read(form, *pieces), read(form, *text)):
+        assert (said.strip() if calls else said, called) == (words.strip() if calls else words, calls)
 
 
 @given(text=st.text(alphabet='<tool_cal>{}[]"name:look,ARGS/ \n', max_size=80))
@@ -85,7 +91,7 @@ def test_calls_are_found_however_the_text_is_cut(
 def test_nothing_that_is_no_call_is_lost(form: ToolFormat, text: str) -> None:
     words, calls = read(form, *text)
     if not calls:
-        assert words in (text, text.removeprefix("<|python_tag|>"))
+        assert words == text
 
 
 def test_arguments_go_out_while_they_are_written() -> None:
@@ -143,6 +149,14 @@ def test_templates_get_arguments_as_objects_and_ids_that_they_take() -> None:
     (short,) = {mistral[1]["tool_calls"][0]["id"], mistral[2]["tool_call_id"]}
     assert len(short) == 9
     assert short.isalnum()
+
+
+def test_two_results_in_a_row_are_one_turn_of_the_user() -> None:
+    written = in_words(
+        [*CALLED, CALLED[2] | {"content": "a river"}, {"role": "user", "content": "and?"}], [], system=True
+    )
+    assert [message["role"] for message in written] == ["user", "assistant", "user"]
+    assert all(word in written[2]["content"] for word in ("a road", "a river", "and?"))
 
 
 @pytest.mark.parametrize("system", [True, False])

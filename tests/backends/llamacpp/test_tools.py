@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import TokenType
 
 from backends.base import Call
 from backends.errors import InvalidRequest, UpstreamRefused
+from backends.llamacpp import synthetic
 from backends.llamacpp.backend import LocalBackend
 from backends.llamacpp.tools import MAX_TOOLS, read_tools
 from backends.wire import Body
@@ -155,3 +157,36 @@ def test_tools_that_cannot_be_are_refused_and_named(fields: dict[str, Any], para
     with pytest.raises(InvalidRequest) as caught:
         read_tools(Body(json.dumps(fields).encode()))
     assert str(caught.value.param).startswith(param)
+
+
+TEN = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("kind", [TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.NORMAL])
+@pytest.mark.parametrize(
+    "marks", [("<tool_call>", "</tool_call>"), ("[TOOL_CALLS]",), ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")]
+)
+async def test_marks_may_be_tokens_of_any_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TokenType, marks: tuple[str, ...]
+) -> None:
+    """As in the vocabularies of Qwen and Mistral: what a grammar asks for is one token, and its text is seen all the same."""
+    tokens, scores, types = synthetic.vocabulary()
+    more = tokens + [mark.encode() for mark in marks], scores + [0.0] * len(marks), types + [kind] * len(marks)
+    monkeypatch.setattr(synthetic, "vocabulary", lambda: more)
+    template = synthetic.CHAT_TEMPLATE + "{% if tools %}{{ tools | tojson }}" + "".join(marks) + "{% endif %}"
+    monkeypatch.setattr(synthetic, "CHAT_TEMPLATE", template)
+    path = synthetic.write_synthetic(tmp_path / "marked.gguf")
+    async with running(path, context_tokens=1024) as backend:
+        for parallel in (False, True):
+            asked = calling("required", tools=[tool("f", parameters=TEN)], parallel_tool_calls=parallel, logprobs=True)
+            choice = await answered(backend, asked)
+            first = choice["message"]["tool_calls"][0]
+            assert json.loads(first["function"]["arguments"])["x"] in range(10)
+            said = [token["token"] for token in choice["logprobs"]["content"]]
+            if kind is not TokenType.NORMAL and (kind is TokenType.CONTROL or marks[0].startswith("<")):
+                assert marks[0] in said, "one token, not its letters"
