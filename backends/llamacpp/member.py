@@ -236,11 +236,17 @@ class Member:
             self._failures, self._failed = 0, None
             try:
                 await self._wake()
-            except BaseException:
-                self.path, self._measured_bytes = before, 0
-                self._failures, self._failed = 0, None
+            except BaseException:  # cancelled, too: what has started by then is not what `path` says
+                await asyncio.shield(asyncio.create_task(self._swap_back(before)))
                 raise
             self._last_use_s = self._clock()
+
+    async def _swap_back(self, path: Path) -> None:
+        self.path, self._measured_bytes = path, 0
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._stop_current()
+        self._failures, self._failed = 0, None
 
     def loaded(self) -> Loaded:
         """For the choice of who leaves."""

@@ -203,7 +203,6 @@ async def test_a_swap_that_nobody_waits_for_any_more_leaves_the_old_model(synthe
         swap.cancel()
         await asyncio.gather(swap, return_exceptions=True)
         assert a._member.path == synthetic_gguf
-        await a.unload()
         assert await texts(a, chat()) == before
 
 
