@@ -22,6 +22,7 @@ from gateway.alerting import Alerting
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.clock import steady_clock
+from gateway.database import cache_database
 from gateway.embeddings import Embeddings
 from gateway.engine_metrics import EngineCollector
 from gateway.errors import CODES, answer_failure
@@ -77,6 +78,11 @@ from retrieval.index import make_index
 from retrieval.ingestion import Ingestion
 from retrieval.lexical import LexicalIndex
 from retrieval.search import Searcher
+from retrieval.vector_memory import VectorMemory
+from retrieval.vector_store import Limits, VectorStore
+
+MAX_VECTORS = 1_000_000
+"""In memory, however small they are."""
 
 HOT = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK)
 
@@ -148,6 +154,7 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
     metrics.registry.register(EngineCollector(lambda: fleet.members))
     return House(
         database=database,
+        cache_database=cache_database(database, loaded.home),
         fleet=fleet,
         watcher=Watcher(database),
         quotas=build_quotas(loaded.settings.limits, clock, writer, metrics),
@@ -236,7 +243,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         targets=targets,
         pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
         reranking=Reranking(targets, backends, books),
-        embeddings=Embeddings(targets, backends, cache, books, encodings, sharing=settings.embedding_cache.sharing),
+        embeddings=Embeddings(targets, backends, cache, books, encodings, settings.embedding_cache),
         forwarding=Forwarding(targets, backends, books),
         searchers=searchers,
         ingestions=ingestions,
@@ -259,7 +266,9 @@ def build_cache(loaded: Loaded, house: House, previous: Services | None) -> Embe
     settings = loaded.settings.embedding_cache
     if previous is not None and previous.loaded.settings.embedding_cache == settings:
         return previous.cache
-    return EmbeddingCache(house.database, max_bytes=settings.max_mb * 2**20)
+    age_s = None if settings.max_age_days is None else int(settings.max_age_days * 86_400)
+    store = VectorStore(house.cache_database, Limits(settings.max_mb * 2**20, age_s), clock=time.time)
+    return EmbeddingCache(store, VectorMemory(max_vectors=MAX_VECTORS, max_bytes=settings.memory_mb * 2**20))
 
 
 def build_targets(loaded: Loaded, backends: Mapping[str, Watched]) -> Targets:

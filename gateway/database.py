@@ -1,7 +1,10 @@
 """The one SQL engine of a process, and the tables in it brought up to date: a SQLite file or a PostgreSQL server."""
 
 import asyncio
+import logging
 import re
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,11 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-HEAD_REVISION = "0002"
+log = logging.getLogger("chasqui")
+
+CACHE_FILE = "embedding-cache.db"
+
+HEAD_REVISION = "0003"
 """The newest migration; a test compares. Known here so that a start with nothing to migrate need not load alembic."""
 
 BUSY_TIMEOUT_MS = 5000
@@ -60,6 +67,30 @@ async def open_database(url: str) -> AsyncEngine:
     if _is_postgresql(parsed):
         return create_async_engine(_with_driver(parsed), **_options(parsed), **POOL)
     engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:", 1))
+    event.listen(engine.sync_engine, "connect", _set_pragmas)
+    return engine
+
+
+def cache_database(database: AsyncEngine, home: Path) -> AsyncEngine:
+    """Where vectors are cached: beside SQLite a file of their own, which may be deleted at any time; on PostgreSQL the same database.
+
+    A file that SQLite does not recognise is put aside.
+    """
+    if database.dialect.name == "postgresql":
+        return database
+    path = home / CACHE_FILE
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as exc:
+        broken = path.with_suffix(".broken")
+        log.error("%s is unusable (%s); it is put aside as %s, and vectors are computed again", path, exc, broken.name)
+        for rest in ("-wal", "-shm"):
+            path.with_name(path.name + rest).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.replace(broken)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     return engine
 

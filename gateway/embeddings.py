@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -21,9 +21,10 @@ from policies.errors import QuotaExceeded
 from policies.roles import Caller
 from policies.routing import Station
 from policies.token_counts import upper_bound
-from retrieval.embedding import Embedded, Embedder, render
+from retrieval.embedding import Embedded, Embedder, Use, render
 from retrieval.embedding_cache import EmbeddingCache
 from retrieval.errors import TokensUndecodable
+from retrieval.settings import EmbeddingCacheSettings
 
 MAX_INPUTS = 2048
 """OpenAI's limit of one call."""
@@ -43,8 +44,8 @@ class Embeddings:
         cache: EmbeddingCache,
         books: Bookkeeping,
         encodings: Encodings,
+        settings: EmbeddingCacheSettings,
         *,
-        sharing: Literal["key", "role", "all"],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._targets = targets
@@ -52,7 +53,7 @@ class Embeddings:
         self._embedders = {name: Embedder(backend, cache) for name, backend in backends.items()}
         self._books = books
         self._encodings = encodings
-        self._sharing = sharing
+        self._settings = settings
         self._clock = clock
 
     async def answer(self, exchange: Exchange, body: Body, outlet: Outlet) -> None:
@@ -116,7 +117,7 @@ class Embeddings:
             headers=exchange.crossing,
             meter=exchange.meter,
         )
-        return await self._embedders[station.backend].embed(texts, call, scope=self._scope(exchange.caller))
+        return await self._embedders[station.backend].embed(texts, call, self._use(exchange))
 
     async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:
         """As many tokens as there are bytes; counted only when that is too much, so that a hit wakes no worker."""
@@ -134,9 +135,17 @@ class Embeddings:
                 raise
             await self._books.hold(exchange, size.prompt_tokens, 0)
 
-    def _scope(self, caller: Caller | None) -> str:
-        assert caller is not None
-        return {"key": f"key:{caller.key_id}", "role": f"role:{caller.role.name}", "all": "all"}[self._sharing]
+    def _use(self, exchange: Exchange) -> Use:
+        assert exchange.caller is not None
+        settings, caller = self._settings, exchange.caller
+        words = {word.strip().lower() for word in exchange.cache_control.split(b",")}
+        writes = b"no-store" not in words
+        return Use(
+            shared_by(settings.sharing, caller),
+            read=writes and b"no-cache" not in words,
+            write=writes,
+            owner=shared_by(settings.search, caller) if settings.keep_text and writes else None,
+        )
 
     async def _texts(self, body: Body) -> list[str]:
         """The inputs in order, as text.
@@ -175,6 +184,11 @@ class Embeddings:
             raise TokensUndecodable(
                 f"input[{index}] holds token ids, but {exc}; or send text", param=f"input[{index}]"
             ) from None
+
+
+def shared_by(sharing: str, caller: Caller) -> str:
+    """The name of those who share: a key's, a role's, or everybody's."""
+    return {"key": f"key:{caller.key_id}", "role": f"role:{caller.role.name}"}.get(sharing, "all")
 
 
 def _is_ids(value: Any) -> bool:

@@ -32,6 +32,8 @@ class Exchange:
     """The client's headers that go on to an upstream."""
     timing: bool = False
     """The client wants to know where the time went."""
+    cache_control: bytes = b""
+    """The client's header of that name."""
     operation: str = "other"
     caller: Caller | None = None
     model: str = ""

@@ -43,6 +43,7 @@ def _jobs_of(services: Services) -> list[tuple[object, str, Work]]:
     jobs: list[tuple[object, str, Work]] = []
     for name, ingestion in services.ingestions.items():
         jobs.append((ingestion, f"ingest {name}", lambda one=ingestion, name=name: run_until_ready(one, name=name)))  # type: ignore[misc]
+    jobs.append((services.cache, "embedding cache", services.cache.run))
     for name, backend in services.backends.items():
         if backend.probing is not None:
             jobs.append((backend, f"probe {name}", backend.probing))

@@ -22,6 +22,7 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     house.journal.open()
     await telemetry.services.keys.reload()
     await house.watcher.poll()
+    await telemetry.services.cache.open()
     house.fleet.start()
     jobs.serve(telemetry.services)
     watching = [start(house.watcher.run, "watcher"), start(house.writer.run, "ledger")]
@@ -42,6 +43,7 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         for backend in telemetry.services.backends.values():
             await backend.aclose()
         await house.fleet.aclose()
+        await telemetry.services.cache.flush()
         await house.quotas.drain()
         await house.quotas.aclose()
         house.journal.close()
@@ -49,4 +51,6 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         house.writer.close()
         house.journal.release()
         house.access_log.flush()
+        if house.cache_database is not house.database:
+            await house.cache_database.dispose()
         await house.database.dispose()

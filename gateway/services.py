@@ -37,6 +37,7 @@ class House:
     """What outlives a configuration: opened once, closed at the end."""
 
     database: AsyncEngine
+    cache_database: AsyncEngine
     fleet: Fleet
     watcher: Watcher
     quotas: GuardedQuotas

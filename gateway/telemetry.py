@@ -14,6 +14,7 @@ CROSSING_FORTH = (b"openai-beta", b"traceparent")
 """Of a client's headers, all that an upstream sees."""
 
 
+CACHE_CONTROL = b"cache-control"
 TIMING = b"x-chasqui-timing"
 """A request that has it gets a `server-timing` header back, which browsers and tracers show."""
 
@@ -37,6 +38,7 @@ class Telemetry:
         fields = scope["peer"].fields
         exchange = Exchange(new_request_id(), scope["path"], self._clock(), _crossing(fields))
         exchange.timing = TIMING in fields
+        exchange.cache_control = fields.get(CACHE_CONTROL, b"")
         services = self.services
         scope["exchange"], scope["services"] = exchange, services
         services.requests.count += 1

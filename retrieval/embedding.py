@@ -1,9 +1,10 @@
 """Texts -> vectors through a backend, with the cache in front of it."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 
 from backends.base import EMBEDDINGS, Backend, Call
 from backends.wire import Body
-from retrieval.embedding_cache import CachedVector, EmbeddingCache
+from retrieval.embedding_cache import EmbeddingCache
 from retrieval.errors import EmbeddingFailed
+from retrieval.vector_memory import CachedVector
+from retrieval.vector_store import Entry, Text
 
 Vector = NDArray[np.float32]
 
@@ -30,6 +33,17 @@ class Embedded(NamedTuple):
     cached_tokens: int
     """Of those that came from the cache."""
     hits: int
+
+
+class Use(NamedTuple):
+    """How a request uses the cache."""
+
+    scope: str
+    """Who shares it: texts of one scope are never found from another."""
+    read: bool = True
+    write: bool = True
+    owner: str | None = None
+    """Who may search the texts; None: they are not kept."""
 
 
 class _Item(msgspec.Struct):
@@ -57,34 +71,74 @@ class Embedder:
     def __init__(self, backend: Backend, cache: EmbeddingCache | None = None) -> None:
         self.backend = backend
         self._cache = cache
+        self._underway: dict[bytes, asyncio.Future[CachedVector | None]] = {}
+        """What requests are computing at this moment."""
 
-    async def embed(self, texts: Sequence[str], call: Call, *, scope: str) -> Embedded:
-        """Vectors of `texts`: what the cache has comes from there, the rest is computed, each distinct text once.
+    async def embed(self, texts: Sequence[str], call: Call, use: Use) -> Embedded:
+        """Vectors of `texts`: what the cache has comes from there, the rest is computed, each distinct text once, also when several
+        requests want it at the same time.
 
         Args:
             call: as it goes to the backend, but for the input; all fields of its body but the encoding and the
                 user are part of the key.
-            scope: who shares the cache; texts of one scope are never found from another.
 
         Raises:
             BackendError, EmbeddingFailed
         """
         call = replace(call, body=call.body.without("input", "encoding_format", "user"))
-        keys = await self._keys(texts, call.body, scope)
-        known = await self._cache.get(keys) if self._cache else {}
-        missing = list(dict.fromkeys(key for key in keys if key not in known))
+        keys = await self._keys(texts, call.body, use.scope)
+        cache = self._cache
+        known = await cache.get(keys, self.backend.name) if cache is not None and use.read else {}
         text_of = dict(zip(keys, texts, strict=True))
-        made = await self._compute([text_of[key] for key in missing], call)
-        fresh = dict(zip(missing, made, strict=True))
-        if self._cache and fresh:
-            await self._cache.put(fresh)
-        found = known | fresh
+        missing = {key: text_of[key] for key in keys if key not in known}
+        fresh = await self._computed_once(missing, call, shared=cache is not None and use.read)
+        if cache is not None and use.write:
+            cache.put(Entry(key, self.backend.name, value) for key, value in fresh.items())
+            if use.owner is not None:
+                owner = use.owner
+                cache.keep(Text(owner, key, self.backend.name, text) for key, text in text_of.items())
+        found = {**known, **fresh}
         return Embedded(
             vectors=[found[key].vector for key in keys],
             prompt_tokens=sum(found[key].tokens for key in keys),
             cached_tokens=sum(known[key].tokens for key in keys if key in known),
             hits=sum(key in known for key in keys),
         )
+
+    async def _computed_once(
+        self, missing: Mapping[bytes, str], call: Call, *, shared: bool
+    ) -> dict[bytes, CachedVector]:
+        """Those that another request is computing are waited for; if that one fails or leaves, they are computed here."""
+        made: dict[bytes, CachedVector] = {}
+        while left := [key for key in missing if key not in made]:
+            own = [key for key in left if not shared or key not in self._underway]
+            if own:
+                made |= await self._lead(own, missing, call, shared=shared)
+                continue
+            results = await asyncio.gather(
+                *(asyncio.shield(self._underway[key]) for key in left), return_exceptions=True
+            )
+            made |= {key: value for key, value in zip(left, results, strict=True) if isinstance(value, CachedVector)}
+        return made
+
+    async def _lead(
+        self, keys: Sequence[bytes], texts: Mapping[bytes, str], call: Call, *, shared: bool
+    ) -> dict[bytes, CachedVector]:
+        futures: dict[bytes, asyncio.Future[CachedVector | None]] = {}
+        if shared:
+            loop = asyncio.get_running_loop()
+            futures = {key: loop.create_future() for key in keys}
+            self._underway |= futures
+        try:
+            made = dict(zip(keys, await self._compute([texts[key] for key in keys], call), strict=True))
+            for key, future in futures.items():
+                future.set_result(made[key])
+            return made
+        finally:
+            for key, future in futures.items():
+                del self._underway[key]
+                if not future.done():
+                    future.set_result(None)
 
     async def vectors(self, texts: Sequence[str], *, request_id: str) -> NDArray[np.float32]:
         """For documents: float32 [len(texts), dim], unit length, past the cache (the database keeps them already)."""

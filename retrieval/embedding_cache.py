@@ -1,135 +1,167 @@
-"""Vectors by key, in the database, bounded by bytes. A cache: whatever is wrong with it, the answer is computed instead."""
+"""Vectors by key: the last used ones in memory, all of them in a store, written in batches behind the requests.
 
-import hashlib
+A cache: whatever is wrong with it, the answer is computed instead, the fault is logged and counted, and nothing wrong is served. What was not
+written when the process is killed is computed again.
+"""
+
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Column, LargeBinary, Table, bindparam, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlmodel import Field, SQLModel
+
+from retrieval.vector_memory import CachedVector, VectorMemory
+from retrieval.vector_store import Entry, Text, VectorStore
 
 log = logging.getLogger("chasqui.embeddings")
 
-KEYS_PER_QUERY = 500
-TOUCH_AFTER_S = 3600
-"""A hit is noted at most this often: reading must not become writing."""
+WRITE_EVERY_S = 0.2
+WRITE_AT = 1000
+"""Entries that wait to be written before anybody waits for the time."""
 
+MAX_PENDING = 20_000
+"""While the store does not take any, more are not kept for it."""
 
-class CachedVectorRow(SQLModel, table=True):
-    __tablename__ = "embedding_cache"
+READ_TIMEOUT_S = 1.0
+"""A store that answers later than this is slower than most models; the vectors are computed."""
 
-    key: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
-    """SHA-256 of everything that changes the vector, see `embedding.py`."""
-    vector: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    checksum: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    tokens: int
-    used_at: int = Field(index=True, sa_type=BigInteger)
-
-
-class CachedVector(NamedTuple):
-    vector: NDArray[np.float32]
-    tokens: int
-
-
-rows: Table = CachedVectorRow.__table__  # type: ignore[attr-defined]
+LOG_EVERY_S = 60.0
 
 
 class EmbeddingCache:
     """
     Args:
-        max_bytes: of vectors; when more are stored, the longest unused go.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, database: AsyncEngine, *, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
-        self._database = database
-        self._max_bytes = max_bytes
+    def __init__(
+        self, store: VectorStore, memory: VectorMemory, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.store = store
+        self.memory = memory
+        self.faults: Counter[str] = Counter()
+        """read, write, damaged, dropped."""
+        self.hits: Counter[str] = Counter()
+        """By model, since the start."""
+        self.misses: Counter[str] = Counter()
         self._clock = clock
-        self._stored_bytes: int | None = None
+        self._pending: dict[bytes, Entry] = {}
+        self._texts: dict[tuple[str, bytes], Text] = {}
+        self._used: set[bytes] = set()
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._logged: dict[str, float] = {}
 
-    async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:
-        """What is there; a damaged row counts as absent, and so does everything when the database fails."""
-        found: dict[bytes, CachedVector] = {}
-        now = int(self._clock())
-        stale: list[bytes] = []
-        query = select(rows).where(rows.c.key.in_(bindparam("keys", expanding=True)))
+    async def open(self) -> None:
+        """Make the tables. Without them, everything is computed, and kept in memory."""
         try:
-            async with self._database.connect() as connection:
-                for start in range(0, len(keys), KEYS_PER_QUERY):
-                    part = list(dict.fromkeys(keys[start : start + KEYS_PER_QUERY]))
-                    for row in await connection.execute(query, {"keys": part}):
-                        if _checksum(row.key, row.vector, row.tokens) != row.checksum:
-                            log.error("a damaged vector in the embedding cache was not used")
-                            continue
-                        found[row.key] = CachedVector(np.frombuffer(row.vector, "<f4").astype(np.float32), row.tokens)
-                        if now - row.used_at > TOUCH_AFTER_S:
-                            stale.append(row.key)
-            if stale:
-                await self._touch(stale, now)
-        except SQLAlchemyError as exc:
-            log.error("the embedding cache cannot be read, vectors are computed: %s", exc)
+            await self.store.open()
+        except (SQLAlchemyError, OSError) as exc:
+            self._fault("write", f"cannot be opened: {exc}")
+
+    async def get(self, keys: Sequence[bytes], model: str) -> dict[bytes, CachedVector]:
+        """What is known. Everything else has to be computed."""
+        distinct = list(dict.fromkeys(keys))
+        found: dict[bytes, CachedVector] = {}
+        for key in distinct:
+            known = self.memory.get(key)
+            if known is None and key in self._pending:
+                known = self._pending[key].value
+            if known is not None:
+                found[key] = known
+        missing = [key for key in distinct if key not in found]
+        if missing:
+            found |= await self._read(missing)
+        self.hits[model] += sum(key in found for key in keys)
+        self.misses[model] += sum(key not in found for key in keys)
         return found
 
-    async def put(self, vectors: Mapping[bytes, CachedVector]) -> None:
-        now = int(self._clock())
-        values: list[dict[str, Any]] = []
-        # in one order everywhere: two writers must not wait for each other
-        for key, (vector, tokens) in sorted(vectors.items()):
-            data = vector.astype("<f4").tobytes()
-            values.append(
-                {"key": key, "vector": data, "checksum": _checksum(key, data, tokens), "tokens": tokens, "used_at": now}
-            )
-        insertion = (postgresql if self._database.dialect.name == "postgresql" else sqlite).insert(rows)
-        insertion = insertion.on_conflict_do_update(
-            index_elements=["key"],
-            set_={name: insertion.excluded[name] for name in ("vector", "checksum", "tokens", "used_at")},
-        )
+    async def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, CachedVector]:
+        damaged = self.store.damaged
         try:
-            async with self._database.begin() as connection:
-                await connection.execute(insertion, values)
-                await self._evict(connection, sum(len(value["vector"]) for value in values))
-        except SQLAlchemyError as exc:
-            self._stored_bytes = None
-            log.error("the embedding cache cannot be written: %s", exc)
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                found, unused = await self.store.get(keys)
+        except (SQLAlchemyError, OSError, TimeoutError) as exc:
+            self._fault("read", f"cannot be read, vectors are computed: {exc or 'it takes too long'}")
+            return {}
+        if self.store.damaged > damaged:
+            self._fault("damaged", "holds a damaged vector, which is computed again", self.store.damaged - damaged)
+        for key, value in found.items():
+            self.memory.put(key, value)
+        self._used.update(unused)
+        return found
 
-    async def _touch(self, keys: list[bytes], now: int) -> None:
-        async with self._database.begin() as connection:
-            statement = update(rows).where(rows.c.key.in_(bindparam("keys", expanding=True))).values(used_at=now)
-            for start in range(0, len(keys), KEYS_PER_QUERY):
-                await connection.execute(statement, {"keys": keys[start : start + KEYS_PER_QUERY]})
+    def put(self, entries: Iterable[Entry]) -> None:
+        """At once for everybody in this process; in the store a moment later."""
+        for entry in entries:
+            self.memory.put(entry.key, entry.value)
+            if len(self._pending) < MAX_PENDING:
+                self._pending[entry.key] = entry
+            else:
+                self._fault("dropped", "does not take what is computed; it is kept in memory only")
+        if len(self._pending) >= WRITE_AT:
+            self._wake.set()
 
-    async def _evict(self, connection: AsyncConnection, added_bytes: int) -> None:
-        """Down to nine tenths, so that not every write evicts."""
-        execute = connection.execute
-        if self._stored_bytes is None or self._stored_bytes + added_bytes > self._max_bytes:
-            self._stored_bytes = (
-                await execute(select(func.coalesce(func.sum(func.length(rows.c.vector)), 0)))
-            ).scalar_one()
-        else:
-            self._stored_bytes += added_bytes
-        excess = self._stored_bytes - self._max_bytes
-        if excess <= 0:
-            return
-        excess += self._max_bytes // 10
-        doomed: list[bytes] = []
-        for key, size in await execute(
-            select(rows.c.key, func.length(rows.c.vector)).order_by(rows.c.used_at, rows.c.key)
-        ):
-            if excess <= 0:
-                break
-            doomed.append(key)
-            excess -= size
-        for start in range(0, len(doomed), KEYS_PER_QUERY):
-            part = doomed[start : start + KEYS_PER_QUERY]
-            await execute(delete(rows).where(rows.c.key.in_(bindparam("keys", expanding=True))), {"keys": part})
-        self._stored_bytes = None
+    def keep(self, texts: Iterable[Text]) -> None:
+        """So that they can be searched by those who share their owner."""
+        for text in texts:
+            if len(self._texts) < MAX_PENDING:
+                self._texts[text.owner, text.key] = text
 
+    async def flush(self) -> bool:
+        """Write what waits. False: the store did not take it; it goes on waiting."""
+        async with self._writing:
+            entries, texts, used = self._pending, self._texts, self._used
+            if not (entries or texts or used):
+                return True
+            self._pending, self._texts, self._used = {}, {}, set()
+            try:
+                await self.store.put(list(entries.values()), list(texts.values()), used)
+                await self.store.evict()
+            except (SQLAlchemyError, OSError) as exc:
+                self._pending, self._texts = entries | self._pending, texts | self._texts
+                self._fault("write", f"cannot be written: {exc}")
+                return False
+            except BaseException:  # cancelled: nobody knows whether it is written; twice does no harm
+                self._pending, self._texts = entries | self._pending, texts | self._texts
+                raise
+            return True
 
-def _checksum(key: bytes, vector: bytes, tokens: int) -> bytes:
-    """Sixteen bytes over a row: a flipped bit in the file must not become a wrong vector."""
-    return hashlib.blake2b(key + tokens.to_bytes(8, "little", signed=True) + vector, digest_size=16).digest()
+    async def run(self) -> None:
+        """Writes for as long as the cache is in use."""
+        while True:
+            try:
+                async with asyncio.timeout(WRITE_EVERY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if not await self.flush():
+                await asyncio.sleep(1.0)
+
+    async def forget(
+        self, *, model: str | None = None, older_than_s: int | None = None, prefix: str | None = None
+    ) -> int:
+        """Delete what all of these are true of, here and in the store.
+
+        Raises:
+            SQLAlchemyError
+        """
+        await self.flush()
+        gone = await self.store.delete(model=model, older_than_s=older_than_s, prefix=prefix)
+        self.memory.clear()
+        return gone
+
+    @property
+    def waiting(self) -> int:
+        """Entries that are not in the store yet."""
+        return len(self._pending)
+
+    def _fault(self, kind: str, words: str, count: int = 1) -> None:
+        self.faults[kind] += count
+        now = self._clock()
+        if now - self._logged.get(kind, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._logged[kind] = now
+            log.error("the embedding cache %s", words.partition("\n")[0])

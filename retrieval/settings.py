@@ -45,6 +45,14 @@ class RetrievalSettings(Settings):
 
 class EmbeddingCacheSettings(Settings):
     max_mb: Annotated[int, Field(ge=1)] = 256
-    """Of vectors in the database; the oldest unused go first."""
+    """Of vectors in the database; the longest unused go first."""
+    max_age_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    """Older vectors are computed again."""
+    memory_mb: Annotated[int, Field(ge=1)] = 64
+    """Of vectors in memory, in front of the database."""
     sharing: Literal["key", "role", "all"] = "role"
     """Who gets a hit from whose text. A hit's speed tells that somebody sent it before."""
+    keep_text: bool = False
+    """Texts are stored beside their vectors, so that `/v1/embeddings/search` finds them."""
+    search: Literal["key", "role"] = "role"
+    """Who finds kept texts: the key that sent them, or all keys of its role."""

@@ -81,7 +81,6 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(request: pytest.Fi
     import policies.generations
     import policies.keys
     import retrieval.catalog
-    import retrieval.embedding_cache
 
     if kind == "sqlite":
         url = f"sqlite:///{request.getfixturevalue('tmp_path')}/x.db"
