@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
@@ -21,6 +21,7 @@ from gateway.addresses import Address, Addresses
 from gateway.alerting import Alerting
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
+from gateway.cache_metrics import CacheCollector
 from gateway.clock import steady_clock
 from gateway.database import cache_database
 from gateway.embeddings import Embeddings
@@ -38,6 +39,7 @@ from gateway.reload import Reloader
 from gateway.reranking import Reranking
 from gateway.routes.admin.audit import list_audit
 from gateway.routes.admin.backends import clear_ram_disk, get_backend, list_backends, list_ram_disk, order_backend
+from gateway.routes.admin.cache import clear_cache, list_texts, show_cache
 from gateway.routes.admin.keys import change_key, create_key, delete_key, get_key, list_keys, rotate_key
 from gateway.routes.admin.requests import get_request, list_requests
 from gateway.routes.admin.roles import list_roles
@@ -50,13 +52,16 @@ from gateway.routes.health import health, metrics, ready
 from gateway.routes.hot import HotPath
 from gateway.routes.models import get_model, list_models
 from gateway.routes.rerank import RERANK, rerank
+from gateway.routes.similarity import SIMILARITY, TEXT_SEARCH, search_texts, similarity
 from gateway.schema_page import SchemaPage
 from gateway.services import House, Services
 from gateway.settings import Loaded
 from gateway.settings_schema import GatewaySettings, QuotaSettings
 from gateway.settings_secrets import key_name
+from gateway.similarity import Similarity
 from gateway.targets import Targets
 from gateway.telemetry import Telemetry
+from gateway.text_searching import TextSearching
 from policies.alerts import Alerts
 from policies.audit import Audit
 from policies.errors import PromptInvalid
@@ -78,19 +83,20 @@ from retrieval.index import make_index
 from retrieval.ingestion import Ingestion
 from retrieval.lexical import LexicalIndex
 from retrieval.search import Searcher
+from retrieval.text_search import TextSearch
 from retrieval.vector_memory import VectorMemory
 from retrieval.vector_store import Limits, VectorStore
 
 MAX_VECTORS = 1_000_000
 """In memory, however small they are."""
 
-HOT = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK)
+HOT = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK, SIMILARITY, TEXT_SEARCH)
 
 ROUTES = [
-    chat, completions, embeddings, rerank, list_models, get_model, health, ready, metrics,
+    chat, completions, embeddings, rerank, similarity, search_texts, list_models, get_model, health, ready, metrics,
     create_key, list_keys, get_key, change_key, rotate_key, delete_key,
     list_backends, get_backend, order_backend, list_ram_disk, clear_ram_disk,
-    list_roles, list_requests, get_request, get_usage, list_audit, give_feedback, give_any_feedback,
+    show_cache, list_texts, clear_cache, list_roles, list_requests, get_request, get_usage, list_audit, give_feedback, give_any_feedback,
 ]  # fmt: skip
 
 
@@ -132,6 +138,7 @@ def create_app(
     if admin is not None:
         served = Addresses(served, admin)
     telemetry = Telemetry(served, build_services(loaded, house))
+    house.metrics.registry.register(CacheCollector(lambda: telemetry.services.cache))
     house.watcher.on_change(KIND, lambda: telemetry.services.keys.reload())  # noqa: PLW0108 - of the services in use then
     app.state.telemetry, app.state.jobs, app.state.reloader = telemetry, Jobs(), None
     app.state.alerting = build_alerting(loaded, house, lambda: telemetry.services.keys.callers)  # of those in use then
@@ -243,7 +250,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         targets=targets,
         pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
         reranking=Reranking(targets, backends, books),
-        embeddings=Embeddings(targets, backends, cache, books, encodings, settings.embedding_cache),
+        **embedding_stories(Embeddings(targets, backends, cache, books, encodings, settings.embedding_cache), books),
         forwarding=Forwarding(targets, backends, books),
         searchers=searchers,
         ingestions=ingestions,
@@ -251,6 +258,17 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         created_at=previous.created_at if previous else int(time.time()),
     )
+
+
+class EmbeddingStories(TypedDict):
+    embeddings: Embeddings
+    similarity: Similarity
+    text_searching: TextSearching
+
+
+def embedding_stories(embeddings: Embeddings, books: Bookkeeping) -> EmbeddingStories:
+    searching = TextSearching(embeddings, TextSearch(embeddings.cache), books, embeddings.settings)
+    return {"embeddings": embeddings, "similarity": Similarity(embeddings, books), "text_searching": searching}
 
 
 def tell_house(house: House, settings: GatewaySettings, backends: Iterable[str]) -> None:

@@ -53,7 +53,8 @@ class Embeddings:
         self._embedders = {name: Embedder(backend, cache) for name, backend in backends.items()}
         self._books = books
         self._encodings = encodings
-        self._settings = settings
+        self.settings = settings
+        self.cache = cache
         self._clock = clock
 
     async def answer(self, exchange: Exchange, body: Body, outlet: Outlet) -> None:
@@ -68,40 +69,54 @@ class Embeddings:
         if encoding not in ("float", "base64"):
             raise InvalidRequest("'encoding_format' is float or base64.", param="encoding_format")
         with self._books.of(exchange, outlet, body.raw):
-            target = self._targets.resolve(exchange.model, exchange.caller)
-            exchange.entry, exchange.price = target.settings.name, target.price
-            await self._books.admit(exchange)
-            texts = await self._texts(body)
-            tries = Tries(
-                exchange.model,
-                self._targets.stations(target, exchange.caller),
-                retries=target.settings.retries,
-            )
-            embedded = await self._embed(exchange, tries, texts, body)
-            exchange.usage = Usage(embedded.prompt_tokens, 0)
-            exchange.cache = _cache_word(embedded.hits, len(texts))
-            self._books.count_cache(hits=embedded.hits, misses=len(texts) - embedded.hits)
+            embedded = await self.made(exchange, body)
             answer = msgspec.json.encode(render(embedded, model=exchange.model, encoding=encoding))
             exchange.outcome = "complete"
             self._books.close(exchange)
             self._books.first_byte(exchange, self._clock())
             await outlet.whole(answer, {"content-type": "application/json"})
 
-    async def _embed(self, exchange: Exchange, tries: Tries, texts: list[str], body: Body) -> Embedded:
+    async def made(
+        self, exchange: Exchange, body: Body, texts: list[str] | None = None, *, keep: bool = True
+    ) -> Embedded:
+        """Vectors by the model that `exchange.model` names, admitted and counted. To be called inside of the books.
+
+        Args:
+            texts: None: those of the body.
+            keep: so that they can be searched, where the configuration says so.
+
+        Raises:
+            PolicyError, BackendError, RetrievalError, GatewayError
+        """
+        assert exchange.caller is not None
+        target = self._targets.resolve(exchange.model, exchange.caller)
+        exchange.entry, exchange.price = target.settings.name, target.price
+        await self._books.admit(exchange)
+        texts = await self._texts(body) if texts is None else texts
+        stations = self._targets.stations(target, exchange.caller)
+        tries = Tries(exchange.model, stations, retries=target.settings.retries)
+        embedded = await self._embed(exchange, tries, texts, body, self._use(exchange, keep=keep))
+        details = {"cached_tokens": embedded.cached_tokens} if embedded.cached_tokens else None
+        exchange.usage = Usage(embedded.prompt_tokens, 0, details)
+        exchange.cache = _cache_word(embedded.hits, len(texts))
+        self._books.count_cache(hits=embedded.hits, misses=len(texts) - embedded.hits)
+        return embedded
+
+    async def _embed(self, exchange: Exchange, tries: Tries, texts: list[str], body: Body, use: Use) -> Embedded:
         waiting_since = self._clock()
         try:
             while (station := await tries.next()) is not None:
                 exchange.attempts += 1
                 exchange.backend, exchange.backend_model = station.backend, station.model
                 try:
-                    return await self._ask(exchange, station, texts, body)
+                    return await self._ask(exchange, station, texts, body, use)
                 except BackendError as failure:
                     tries.failed(failure)
             raise tries.failure
         finally:
             exchange.waited_s += self._clock() - waiting_since
 
-    async def _ask(self, exchange: Exchange, station: Station, texts: list[str], body: Body) -> Embedded:
+    async def _ask(self, exchange: Exchange, station: Station, texts: list[str], body: Body, use: Use) -> Embedded:
         exchange.prompt_tokens = sum(map(len, texts)) // BYTES_PER_TOKEN
         await self._hold(exchange, station.backend, texts, body)
         self._books.begin(exchange)
@@ -117,7 +132,7 @@ class Embeddings:
             headers=exchange.crossing,
             meter=exchange.meter,
         )
-        return await self._embedders[station.backend].embed(texts, call, self._use(exchange))
+        return await self._embedders[station.backend].embed(texts, call, use)
 
     async def _hold(self, exchange: Exchange, backend: str, texts: list[str], body: Body) -> None:
         """As many tokens as there are bytes; counted only when that is too much, so that a hit wakes no worker."""
@@ -135,16 +150,16 @@ class Embeddings:
                 raise
             await self._books.hold(exchange, size.prompt_tokens, 0)
 
-    def _use(self, exchange: Exchange) -> Use:
+    def _use(self, exchange: Exchange, *, keep: bool) -> Use:
         assert exchange.caller is not None
-        settings, caller = self._settings, exchange.caller
+        settings, caller = self.settings, exchange.caller
         words = {word.strip().lower() for word in exchange.cache_control.split(b",")}
         writes = b"no-store" not in words
         return Use(
             shared_by(settings.sharing, caller),
             read=writes and b"no-cache" not in words,
             write=writes,
-            owner=shared_by(settings.search, caller) if settings.keep_text and writes else None,
+            owner=shared_by(settings.search, caller) if settings.keep_text and writes and keep else None,
         )
 
     async def _texts(self, body: Body) -> list[str]:

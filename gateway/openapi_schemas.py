@@ -120,6 +120,18 @@ EMBEDDING = record(
     encoding_format=optional({"enum": ["float", "base64"]}, "`float` where it is not given."),
 ) | {"examples": [{"model": "text-embedding-3-small", "input": ["a messenger", "a road"]}]}
 
+STRINGS = listed(INPUT, minItems=1, maxItems=2048)
+SIMILARITY = record(
+    "model",
+    model=GENERATION["model"],
+    input=optional(STRINGS, "Each with each."),
+    pairs=optional(listed(listed(INPUT, minItems=2, maxItems=2), minItems=1, maxItems=1024), "The two of each."),
+    metric=optional({"enum": ["cosine", "dot", "euclidean"]}, "`cosine` where it is not given."),
+) | {"examples": [{"model": "text-embedding-3-small", "input": ["a messenger", "a road"]}]}
+TEXT_SEARCH = record(
+    "model query", model=GENERATION["model"], query=INPUT, k=optional(whole(1, 1000), "10 where it is not given.")
+) | {"examples": [{"model": "text-embedding-3-small", "query": "who runs", "k": 5}]}
+
 DOCUMENT: Schema = {"anyOf": [TEXT, record("text", text=TEXT)]}
 RERANK = record(
     "model query documents",
@@ -163,6 +175,16 @@ RANKED = record(
 )
 RERANK_ANSWER = record("results", model=TEXT, results=listed(RANKED), usage=USAGE)
 
+NUMBERS = listed({"type": "number"})
+SIMILARITY_ANSWER = record(
+    "object model metric similarities usage", object={"const": "similarity"}, model=TEXT, metric=TEXT, usage=USAGE,
+    similarities={"anyOf": [listed(NUMBERS), NUMBERS], "description": "A matrix for `input`, a list for `pairs`."},
+)  # fmt: skip
+TEXT_MATCH = record(
+    "index text score", object={"const": "embedding.match"}, index=COUNT, text=TEXT, score={"type": "number"}
+)
+TEXT_MATCHES = record("object data usage", object={"const": "list"}, data=listed(TEXT_MATCH), model=TEXT, usage=USAGE)
+
 MODEL = record("id object", id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT)
 MODELS = record("object data", object={"const": "list"}, data=listed(MODEL))
 
@@ -196,6 +218,19 @@ CHANGE = record(
     object_id=TEXT, details={"type": "object"},
 )  # fmt: skip
 WORKER: Schema = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+CACHE_MODEL = record(
+    "id object vectors bytes hits misses", id=TEXT, object={"const": "cache.model"}, vectors=COUNT, bytes=COUNT, hits=COUNT,
+    misses=COUNT, oldest_at=TIME, newest_at=TIME,
+)  # fmt: skip
+CACHE_TEXT = record(
+    "id owner model text created_at",
+    id=TEXT,
+    object={"const": "cache.text"},
+    owner=TEXT,
+    model=TEXT,
+    text=TEXT,
+    created_at=COUNT,
+)
 BACKEND = record(
     "id object status", id=TEXT, object={"const": "backend"}, status=TEXT, local=FLAG, in_flight=COUNT, waiting=COUNT,
     latency_ms={"type": ["number", "null"]}, worker=WORKER,
@@ -249,6 +284,11 @@ COMPONENTS: dict[str, Schema] = {
     "BackendOrder": BACKEND_ORDER,
     "Backends": paged("Backend"),
     "Change": CHANGE,
+    "CacheDeleted": record("object vectors", object={"const": "cache.deleted"}, vectors=COUNT),
+    "CacheModel": CACHE_MODEL,
+    "CacheModels": paged("CacheModel"),
+    "CacheText": CACHE_TEXT,
+    "CacheTexts": paged("CacheText"),
     "Chat": CHAT,
     "ChatAnswer": CHAT_ANSWER,
     "Completion": COMPLETION,
@@ -274,6 +314,10 @@ COMPONENTS: dict[str, Schema] = {
     "RerankAnswer": RERANK_ANSWER,
     "Role": ROLE,
     "Roles": paged("Role"),
+    "Similarity": SIMILARITY,
+    "SimilarityAnswer": SIMILARITY_ANSWER,
     "Sums": SUMS,
+    "TextMatches": TEXT_MATCHES,
+    "TextSearch": TEXT_SEARCH,
     "Usage": record("object data", object={"const": "list"}, data=listed(named("Sums"))),
 }

@@ -17,7 +17,9 @@ from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.reranking import Reranking
 from gateway.settings import Loaded
+from gateway.similarity import Similarity
 from gateway.targets import Targets
+from gateway.text_searching import TextSearching
 from policies.audit import Audit
 from policies.failed_keys import FailedKeys
 from policies.feedback import Feedbacks
@@ -73,6 +75,8 @@ class Services:
     pipeline: Pipeline
     embeddings: Embeddings
     reranking: Reranking
+    similarity: Similarity
+    text_searching: TextSearching
     forwarding: Forwarding
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]

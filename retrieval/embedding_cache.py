@@ -1,7 +1,7 @@
 """Vectors by key: the last used ones in memory, all of them in a store, written in batches behind the requests.
 
-A cache: whatever is wrong with it, the answer is computed instead, the fault is logged and counted, and nothing wrong is served. What was not
-written when the process is killed is computed again.
+A cache: whatever is wrong with it, the answer is computed instead, the fault is logged and counted, and nothing wrong is served. What
+was not written when the process is killed is computed again.
 """
 
 import asyncio

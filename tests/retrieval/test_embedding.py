@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from backends.base import EMBEDDINGS, Answer, Backend, Call
 from backends.errors import BackendUnavailable
 from backends.wire import Body
-from retrieval.embedding import TEXTS_PER_CALL, WORDS_PER_CALL, Embedded, Embedder, render
+from retrieval.embedding import TEXTS_PER_CALL, WORDS_PER_CALL, Embedded, Embedder, Use, render
 from retrieval.embedding_cache import EmbeddingCache
 from retrieval.errors import EmbeddingFailed
 from tests.retrieval.fakes import WordsBackend, tokens_of, vector_of
+from tests.retrieval.test_embedding_cache import cache_over
 
 pytestmark = pytest.mark.anyio
 
@@ -36,15 +37,17 @@ class GivenBackend(WordsBackend):
 
 
 @pytest.fixture
-def cache(database: AsyncEngine) -> EmbeddingCache:
-    return EmbeddingCache(database, max_bytes=10**8)
+async def cache(database: AsyncEngine) -> EmbeddingCache:
+    cache = cache_over(database)
+    await cache.open()
+    return cache
 
 
 async def embed(
     embedder: Embedder, texts: Sequence[str], *, scope: str = "all", model: str = "m", **options: Any
 ) -> Embedded:
     body = Body(msgspec.json.encode({"model": model, "input": list(texts), **options}))
-    return await embedder.embed(texts, Call(EMBEDDINGS, body, "r", "alias"), scope=scope)
+    return await embedder.embed(texts, Call(EMBEDDINGS, body, "r", "alias"), Use(scope))
 
 
 def bits(embedded: Embedded) -> list[bytes]:

@@ -1,5 +1,6 @@
+"""The cache in front of the store: memory, writing behind, and faults that never reach an answer."""
+
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,206 +8,158 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, text, update
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from backends.base import EMBEDDINGS, Call
-from backends.wire import Body
-from retrieval.embedding import Embedder
-from retrieval.embedding_cache import KEYS_PER_QUERY, TOUCH_AFTER_S, CachedVector, EmbeddingCache, rows
-from tests.retrieval.fakes import WordsBackend
+from retrieval.embedding_cache import MAX_PENDING, EmbeddingCache
+from retrieval.vector_memory import OVERHEAD_BYTES, CachedVector, VectorMemory
+from retrieval.vector_store import Entry, Limits, VectorStore
+from tests.retrieval.test_vector_store import Clock, key, known, some
 
 pytestmark = pytest.mark.anyio
 
-VECTOR_BYTES = 32
 
-CALL = Call(EMBEDDINGS, Body(b'{"model": "m"}'), "r", "m")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+def cache_over(database: AsyncEngine, *, memory_bytes: int = 10**6, **limits: Any) -> EmbeddingCache:
+    store = VectorStore(database, Limits(**({"max_bytes": 10**8} | limits)), clock=Clock())
+    return EmbeddingCache(store, VectorMemory(max_vectors=100, max_bytes=memory_bytes))
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+async def cache(database: AsyncEngine) -> EmbeddingCache:
+    cache = cache_over(database)
+    await cache.open()
+    return cache
 
 
 @pytest.fixture
-def cache(database: AsyncEngine, clock: Clock) -> EmbeddingCache:
-    return EmbeddingCache(database, max_bytes=20 * VECTOR_BYTES, clock=clock)
-
-
-def key(name: object) -> bytes:
-    return hashlib.sha256(str(name).encode()).digest()
-
-
-def some(*names: object) -> dict[bytes, CachedVector]:
-    return {
-        key(name): CachedVector(np.random.default_rng(number + 1).standard_normal(8).astype(np.float32), number)
-        for number, name in enumerate(names)
-    }
-
-
-async def stored_bytes(database: AsyncEngine) -> int:
-    async with database.connect() as connection:
-        return (await connection.execute(select(func.coalesce(func.sum(func.length(rows.c.vector)), 0)))).scalar_one()
-
-
-async def test_a_vector_comes_back_with_the_same_bits_and_tokens(cache: EmbeddingCache) -> None:
-    vectors = some("a", "b")
-    strange = np.array([0.0, -0.0, 1e-45, 3.4e38, -1.5, np.pi, 1 / 3, 2**-126], np.float32)
-    vectors[key("c")] = CachedVector(strange, 7)
-    await cache.put(vectors)
-    found = await cache.get([key("c"), key("a"), key("nobody"), key("b"), key("a")])
-    assert {name: (one.vector.tobytes(), one.tokens) for name, one in found.items()} == {
-        name: (one.vector.tobytes(), one.tokens) for name, one in vectors.items()
-    }
-    assert all(one.vector.dtype == np.float32 and one.vector.flags.writeable for one in found.values())
-
-
-async def test_putting_again_replaces(cache: EmbeddingCache, database: AsyncEngine) -> None:
-    await cache.put(some("a"))
-    await cache.put({key("a"): CachedVector(np.ones(8, np.float32), 99)})
-    (one,) = (await cache.get([key("a")])).values()
-    assert (one.vector.tolist(), one.tokens) == ([1.0] * 8, 99)
-    assert await stored_bytes(database) == VECTOR_BYTES
-
-
-async def test_two_writers_of_the_same_vectors_do_not_wait_for_each_other(
-    database: AsyncEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    vectors = some(*range(200))
-    backwards = dict(reversed(vectors.items()))
-    caches = [EmbeddingCache(database, max_bytes=10**9) for _ in range(2)]
-    for _ in range(5):
-        await asyncio.gather(caches[0].put(vectors), caches[1].put(backwards))
-    assert caplog.records == []
-    assert set(await caches[0].get(list(vectors))) == set(vectors)
-
-
-async def test_more_keys_than_one_query_takes(database: AsyncEngine) -> None:
-    cache = EmbeddingCache(database, max_bytes=10**9)
-    vectors = some(*range(2 * KEYS_PER_QUERY + 10))
-    await cache.put(vectors)
-    assert set(await cache.get(list(vectors))) == set(vectors)
-
-
-async def test_the_bytes_stay_within_the_bound(cache: EmbeddingCache, database: AsyncEngine, clock: Clock) -> None:
-    for number in range(0, 60, 3):
-        clock.now_s += 1
-        await cache.put(some(*range(number, number + 3)))
-        assert await stored_bytes(database) <= 20 * VECTOR_BYTES
-    assert await stored_bytes(database) >= 15 * VECTOR_BYTES
-    assert set(await cache.get([key(59), key(58), key(57)])) == {key(59), key(58), key(57)}
-    assert await cache.get([key(0), key(1)]) == {}
-
-
-async def test_one_write_larger_than_the_bound_does_not_break_it(cache: EmbeddingCache, database: AsyncEngine) -> None:
-    await cache.put(some(*range(100)))
-    assert 0 < await stored_bytes(database) <= 20 * VECTOR_BYTES
-
-
-async def test_what_an_earlier_process_stored_counts(database: AsyncEngine, clock: Clock) -> None:
-    for number in range(4):
-        clock.now_s += 1
-        cache = EmbeddingCache(database, max_bytes=20 * VECTOR_BYTES, clock=clock)
-        await cache.put(some(*range(number * 10, number * 10 + 10)))
-    assert await stored_bytes(database) <= 20 * VECTOR_BYTES
-
-
-async def test_what_was_used_lately_stays_and_the_longest_unused_goes(
-    cache: EmbeddingCache, database: AsyncEngine, clock: Clock
-) -> None:
-    for number in range(20):
-        clock.now_s += 1
-        await cache.put(some(number))
-    clock.now_s += TOUCH_AFTER_S
-    assert set(await cache.get([key(0)])) == {key(0)}
-    clock.now_s += 1
-    await cache.put(some("new"))
-    assert set(await cache.get([key(0), key(1), key("new")])) == {key(0), key("new")}
-
-
-async def test_a_hit_is_noted_once_an_hour(cache: EmbeddingCache, database: AsyncEngine, clock: Clock) -> None:
-    async def used_at() -> int:
-        async with database.connect() as connection:
-            return (await connection.execute(select(rows.c.used_at))).scalar_one()
-
-    await cache.put(some("a"))
-    first = await used_at()
-    clock.now_s += TOUCH_AFTER_S
-    await cache.get([key("a")])
-    assert await used_at() == first
-    clock.now_s += 1
-    await cache.get([key("a")])
-    assert await used_at() == first + TOUCH_AFTER_S + 1
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"vector": b"\0" * VECTOR_BYTES},
-        {"vector": b"short"},
-        {"vector": b""},
-        {"checksum": b"\0" * 16},
-        {"tokens": 4711},
-        {"key": key("another text")},
-        {"tokens": -1},
-    ],
-    ids=["vector", "length", "empty", "checksum", "tokens", "key", "negative tokens"],
-)
-async def test_a_damaged_row_is_not_used_and_the_others_are(
-    cache: EmbeddingCache, database: AsyncEngine, caplog: pytest.LogCaptureFixture, damage: dict[str, Any]
-) -> None:
-    await cache.put(some("a", "b"))
-    async with database.begin() as connection:
-        await connection.execute(update(rows).where(rows.c.key == key("a")).values(damage))
-    with caplog.at_level(logging.ERROR):
-        found = await cache.get([key("a"), key("b"), key("another text")])
-    assert set(found) == {key("b")}
-    assert "damaged vector" in caplog.text
-
-
-async def test_a_damaged_row_is_made_anew(cache: EmbeddingCache, database: AsyncEngine) -> None:
-    backend = WordsBackend(dimensions=8)
-    embedder = Embedder(backend, cache)
-    first = await embedder.embed(["a text"], CALL, scope="all")
-    async with database.begin() as connection:
-        await connection.execute(update(rows).values(vector=b"\x01" * VECTOR_BYTES))
-    for hits in (0, 1):
-        again = await embedder.embed(["a text"], CALL, scope="all")
-        assert (again.hits, again.vectors[0].tobytes()) == (hits, first.vectors[0].tobytes())
-
-
-@pytest.fixture(params=["no table", "no database"])
-async def broken_database(
-    request: pytest.FixtureRequest, database: AsyncEngine, tmp_path: Path
-) -> AsyncIterator[AsyncEngine]:
-    if request.param == "no table":
-        async with database.begin() as connection:
-            await connection.execute(text("DROP TABLE embedding_cache"))
-        yield database
-        return
-    file = tmp_path / "notes.txt"
-    file.write_bytes(b"these are notes and no database " * 100)
-    engine = create_async_engine(f"sqlite+aiosqlite:///{file}")
+async def broken_database(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 1000)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/broken.db")
     yield engine
     await engine.dispose()
 
 
-async def test_with_a_broken_database_vectors_are_computed(
+async def hits(cache: EmbeddingCache, *names: object) -> set[object]:
+    found = await cache.get([key(name) for name in names], "m")
+    return {name for name in names if key(name) in found}
+
+
+async def test_what_is_put_is_there_at_once_and_in_the_store_after_a_flush(cache: EmbeddingCache) -> None:
+    cache.put(some("a", "b"))
+    assert await hits(cache, "a", "b", "c") == {"a", "b"}
+    assert await known(cache.store, "a", "b") == set()
+    assert await cache.flush()
+    assert await known(cache.store, "a", "b") == {"a", "b"}
+    assert cache.waiting == 0
+    assert (cache.hits["m"], cache.misses["m"]) == (2, 1)
+
+
+async def test_what_has_left_memory_is_found_before_and_after_it_is_written(database: AsyncEngine) -> None:
+    cache = cache_over(database, memory_bytes=0)
+    await cache.open()
+    cache.put(some("a"))
+    assert len(cache.memory) == 0
+    assert await hits(cache, "a") == {"a"}
+    await cache.flush()
+    assert await hits(cache, "a") == {"a"}
+
+
+async def test_the_writer_writes_by_itself(cache: EmbeddingCache) -> None:
+    writer = asyncio.create_task(cache.run())
+    cache.put(some(*range(1500)))  # enough not to wait for the clock
+    while cache.waiting:
+        await asyncio.sleep(0.01)
+    async with cache._writing:  # it has ended writing
+        assert await known(cache.store, 0, 1499) == {0, 1499}
+    writer.cancel()
+    await asyncio.gather(writer, return_exceptions=True)
+
+
+async def test_a_store_that_cannot_be_used_costs_hits_and_nothing_else(
     broken_database: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embedder = Embedder(WordsBackend(), EmbeddingCache(broken_database, max_bytes=1000))
-    plain = await Embedder(WordsBackend()).embed(["a", "b"], CALL, scope="all")
-    for _ in range(2):
-        made = await embedder.embed(["a", "b"], CALL, scope="all")
-        assert [one.tobytes() for one in made.vectors] == [one.tobytes() for one in plain.vectors]
-        assert made.hits == 0
-    assert "cannot be read" in caplog.text
-    assert "cannot be written" in caplog.text
+    cache = cache_over(broken_database)
+    await cache.open()
+    assert await hits(cache, "a") == set()
+    cache.put(some("a"))
+    assert not await cache.flush()
+    assert await hits(cache, "a") == {"a"}, "memory still works"
+    assert cache.waiting == 1, "it may be written when the store is back"
+    assert cache.faults["read"] == 1
+    assert cache.faults["write"] == 2
+    words = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(words) == 2, "each kind once a minute"
+    assert all("the embedding cache cannot be" in word for word in words)
+
+
+async def test_what_waits_is_bounded(broken_database: AsyncEngine) -> None:
+    cache = cache_over(broken_database)
+    value = CachedVector(np.ones(8, np.float32), 1)
+    cache.put(Entry(key(number), "m", value) for number in range(MAX_PENDING + 10))
+    assert cache.waiting == MAX_PENDING
+    assert cache.faults["dropped"] == 10
+
+
+async def test_a_damaged_row_is_counted_and_computed_again(cache: EmbeddingCache, database: AsyncEngine) -> None:
+    cache.put(some("a"))
+    await cache.flush()
+    cache.memory.clear()
+    async with database.begin() as connection:
+        await connection.exec_driver_sql("UPDATE cached_vectors_1 SET tokens = tokens + 1")
+    assert await hits(cache, "a") == set()
+    assert cache.faults["damaged"] == 1
+
+
+async def test_a_store_that_hangs_is_not_waited_for(cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(cache.store, "get", hang)
+    monkeypatch.setattr("retrieval.embedding_cache.READ_TIMEOUT_S", 0.01)
+    assert await hits(cache, "a") == set()
+    assert cache.faults["read"] == 1
+
+
+async def test_a_write_that_fails_is_tried_again_with_what_came_since(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, failures = cache.store.put, [OperationalError("insert", {}, Exception("database is locked"))]
+
+    async def sometimes(*arguments: Any) -> None:
+        if failures:
+            cache.put(some("late"))
+            raise failures.pop()
+        await put(*arguments)
+
+    monkeypatch.setattr(cache.store, "put", sometimes)
+    cache.put(some("early"))
+    assert not await cache.flush()
+    assert await cache.flush()
+    assert await known(cache.store, "early", "late") == {"early", "late"}
+
+
+async def test_forgetting_reaches_memory_and_what_waits(cache: EmbeddingCache) -> None:
+    cache.put(some("a", model="one"))
+    cache.put(some("b", model="two"))
+    assert await cache.forget(model="one") == 1
+    assert await hits(cache, "a", "b") == {"b"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=60), st.integers(1, 6), st.integers(0, 4000))
+def test_memory_holds_the_last_used_within_its_bounds(
+    operations: list[tuple[int, int]], max_vectors: int, max_bytes: int
+) -> None:
+    memory = VectorMemory(max_vectors=max_vectors, max_bytes=max_bytes)
+    order: list[int] = []
+    sizes: dict[int, int] = {}
+    for name, size in operations:
+        memory.put(key(name), CachedVector(np.zeros(size, np.float32), 0))
+        order = [other for other in order if other != name] + [name]
+        sizes[name] = size * 4 + OVERHEAD_BYTES
+        while order and (len(order) > max_vectors or sum(sizes[one] for one in order) > max_bytes):
+            order.pop(0)
+        assert len(memory) == len(order)
+        assert memory.bytes == sum(sizes[one] for one in order)
+    assert all(memory.get(key(name)) is not None for name in order)
