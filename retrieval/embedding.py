@@ -71,8 +71,8 @@ class Embedder:
     def __init__(self, backend: Backend, cache: EmbeddingCache | None = None) -> None:
         self.backend = backend
         self._cache = cache
-        self._underway: dict[bytes, asyncio.Future[CachedVector | None]] = {}
-        """What requests are computing at this moment."""
+        self._underway: dict[bytes, asyncio.Future[None]] = {}
+        """What requests are computing at this moment, and when that has ended."""
 
     async def embed(self, texts: Sequence[str], call: Call, use: Use) -> Embedded:
         """Vectors of `texts`: what the cache has comes from there, the rest is computed, each distinct text once, also when several
@@ -91,12 +91,10 @@ class Embedder:
         known = await cache.get(keys, self.backend.name) if cache is not None and use.read else {}
         text_of = dict(zip(keys, texts, strict=True))
         missing = {key: text_of[key] for key in keys if key not in known}
-        fresh = await self._computed_once(missing, call, shared=cache is not None and use.read)
-        if cache is not None and use.write:
-            cache.put(Entry(key, self.backend.name, value) for key, value in fresh.items())
-            if use.owner is not None:
-                owner = use.owner
-                cache.keep(Text(owner, key, self.backend.name, text) for key, text in text_of.items())
+        fresh = await self._computed_once(missing, call, use)
+        if cache is not None and use.write and use.owner is not None:
+            owner = use.owner
+            cache.keep(Text(owner, key, self.backend.name, text) for key, text in text_of.items())
         found = {**known, **fresh}
         return Embedded(
             vectors=[found[key].vector for key in keys],
@@ -105,40 +103,36 @@ class Embedder:
             hits=sum(key in known for key in keys),
         )
 
-    async def _computed_once(
-        self, missing: Mapping[bytes, str], call: Call, *, shared: bool
-    ) -> dict[bytes, CachedVector]:
+    async def _computed_once(self, missing: Mapping[bytes, str], call: Call, use: Use) -> dict[bytes, CachedVector]:
         """Those that another request is computing are waited for; if that one fails or leaves, they are computed here."""
         made: dict[bytes, CachedVector] = {}
         while left := [key for key in missing if key not in made]:
-            own = [key for key in left if not shared or key not in self._underway]
+            if self._cache is None or not use.read:
+                return await self._lead(left, missing, call, use)
+            late = {key: value for key in left if (value := self._cache.recall(key)) is not None}
+            made |= late  # somebody was faster while the store was read
+            own = [key for key in left if key not in late and key not in self._underway]
             if own:
-                made |= await self._lead(own, missing, call, shared=shared)
-                continue
-            results = await asyncio.gather(
-                *(asyncio.shield(self._underway[key]) for key in left), return_exceptions=True
-            )
-            made |= {key: value for key, value in zip(left, results, strict=True) if isinstance(value, CachedVector)}
+                made |= await self._lead(own, missing, call, use)
+            others = [self._underway[key] for key in left if key not in made and key in self._underway]
+            await asyncio.gather(*map(asyncio.shield, others))
         return made
 
     async def _lead(
-        self, keys: Sequence[bytes], texts: Mapping[bytes, str], call: Call, *, shared: bool
+        self, keys: Sequence[bytes], texts: Mapping[bytes, str], call: Call, use: Use
     ) -> dict[bytes, CachedVector]:
-        futures: dict[bytes, asyncio.Future[CachedVector | None]] = {}
-        if shared:
-            loop = asyncio.get_running_loop()
-            futures = {key: loop.create_future() for key in keys}
-            self._underway |= futures
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if use.read:
+            self._underway |= dict.fromkeys(keys, ended)
         try:
             made = dict(zip(keys, await self._compute([texts[key] for key in keys], call), strict=True))
-            for key, future in futures.items():
-                future.set_result(made[key])
+            if self._cache is not None and use.write:
+                self._cache.put(Entry(key, self.backend.name, value) for key, value in made.items())
             return made
         finally:
-            for key, future in futures.items():
+            ended.set_result(None)
+            for key in keys if use.read else ():
                 del self._underway[key]
-                if not future.done():
-                    future.set_result(None)
 
     async def vectors(self, texts: Sequence[str], *, request_id: str) -> NDArray[np.float32]:
         """For documents: float32 [len(texts), dim], unit length, past the cache (the database keeps them already)."""

@@ -66,9 +66,7 @@ class EmbeddingCache:
         distinct = list(dict.fromkeys(keys))
         found: dict[bytes, CachedVector] = {}
         for key in distinct:
-            known = self.memory.get(key)
-            if known is None and key in self._pending:
-                known = self._pending[key].value
+            known = self.recall(key)
             if known is not None:
                 found[key] = known
         missing = [key for key in distinct if key not in found]
@@ -77,6 +75,11 @@ class EmbeddingCache:
         self.hits[model] += sum(key in found for key in keys)
         self.misses[model] += sum(key not in found for key in keys)
         return found
+
+    def recall(self, key: bytes) -> CachedVector | None:
+        """What is known without asking the store."""
+        known = self.memory.get(key)
+        return self._pending[key].value if known is None and key in self._pending else known
 
     async def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, CachedVector]:
         damaged = self.store.damaged

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import itertools
 import struct
@@ -232,3 +233,75 @@ async def test_both_renderings_hold_the_same_numbers(cache: EmbeddingCache, enco
     assert [one["index"] for one in body["data"]] == [0, 1]
     assert (body["object"], body["model"]) == ("list", "alias")
     assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6, "prompt_tokens_details": {"cached_tokens": 3}}
+
+
+class GatedBackend(WordsBackend):
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.began = asyncio.Semaphore(0)
+
+    async def complete(self, call: Call) -> Answer:
+        self.began.release()
+        await self.gate.wait()
+        return await super().complete(call)
+
+
+async def test_a_text_that_several_want_at_the_same_time_is_computed_once(cache: EmbeddingCache) -> None:
+    backend = GatedBackend()
+    embedder, scope = Embedder(backend, cache), f"scope {next(scopes)}"
+    callers = [
+        asyncio.create_task(embed(embedder, texts, scope=scope)) for texts in (["a", "b"], ["b", "c"], ["a", "b"])
+    ]
+    for _ in range(2):
+        await backend.began.acquire()
+    backend.gate.set()
+    first, second, third = await asyncio.gather(*callers)
+    assert sorted(backend.asked) == ["a", "b", "c"]
+    assert bits(first) == bits(third) == [vector_of(text, 64, "one").tobytes() for text in "ab"]
+    assert bits(second) == [vector_of(text, 64, "one").tobytes() for text in "bc"]
+    assert (first.hits, second.hits, third.hits) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("end", ["leaves", "fails"])
+async def test_when_the_one_who_computes_leaves_or_fails_another_one_computes(cache: EmbeddingCache, end: str) -> None:
+    backend = GatedBackend()
+    backend.failures = [BackendUnavailable("words", "gone")] if end == "fails" else []
+    embedder, scope = Embedder(backend, cache), f"scope {next(scopes)}"
+    leader = asyncio.create_task(embed(embedder, ["a"], scope=scope))
+    await backend.began.acquire()
+    follower = asyncio.create_task(embed(embedder, ["a"], scope=scope))
+    while not embedder._underway or follower.get_stack() == []:
+        await asyncio.sleep(0)
+    if end == "leaves":
+        leader.cancel()
+    backend.gate.set()
+    made = await follower
+    assert bits(made) == [vector_of("a", 64, "one").tobytes()]
+    assert isinstance((await asyncio.gather(leader, return_exceptions=True))[0], BaseException)
+    assert embedder._underway == {}
+
+
+async def test_texts_of_another_scope_or_past_the_cache_are_not_waited_for(cache: EmbeddingCache) -> None:
+    backend = GatedBackend()
+    embedder = Embedder(backend, cache)
+    body = Body(b'{"model": "m", "input": ["a"]}')
+    call = Call(EMBEDDINGS, body, "r", "alias")
+    uses = [Use("one"), Use("two"), Use("one", read=False), Use("one", read=False, write=False)]
+    callers = [asyncio.create_task(embedder.embed(["a"], call, use)) for use in uses]
+    for _ in uses:
+        await backend.began.acquire()
+    backend.gate.set()
+    assert len({vector.tobytes() for made in await asyncio.gather(*callers) for vector in made.vectors}) == 1
+
+
+async def test_what_must_not_be_stored_is_not(cache: EmbeddingCache) -> None:
+    embedder, scope = Embedder(WordsBackend(), cache), f"scope {next(scopes)}"
+    call = Call(EMBEDDINGS, Body(b'{"model": "m"}'), "r", "alias")
+    for _ in range(2):
+        made = await embedder.embed(["a"], call, Use(scope, read=False, write=False, owner="role:r"))
+        assert made.hits == 0
+    await cache.flush()
+    assert (len(cache.memory), await cache.store.kept()) == (0, [])
