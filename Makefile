@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/sh
 SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean bench-relay bench-engine bench-admission bench-peers soak
+.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-admission bench-peers soak
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -16,6 +16,10 @@ run: .venv/run.stamp ## install, prepare the models, start on 127.0.0.1:8000
 test: .venv/dev.stamp ## install what tests need and run all of them
 	@$(BIN)/chasqui models prepare --quiet
 	@$(BIN)/python -m pytest
+
+test-clients: .venv/dev.stamp .venv-clients/stamp ## LangChain and LlamaIndex, unmodified, against a real gateway
+	@$(BIN)/chasqui models prepare --quiet
+	@$(BIN)/python -m tests.sdk.run .venv-clients/bin/python
 
 lint: .venv/dev.stamp ## ruff, mypy, import-linter, size ceilings
 	@$(BIN)/ruff check .
@@ -46,9 +50,10 @@ lock: .venv/dev.stamp ## resolve pyproject.toml into the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements.lock --group dev -o requirements-dev.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements.lock --group build -o requirements-build.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" --group clients -o requirements-clients.lock
 
-clean: ## remove .venv, .venv-bench and caches (var/ stays)
-	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove .venv, .venv-bench, .venv-clients and caches (var/ stays)
+	rm -rf .venv .venv-bench .venv-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/run.stamp: requirements.lock requirements-build.lock gateway/install.py backends/llamacpp/build.cmake
 	@$(PYTHON) -P gateway/install.py requirements.lock
@@ -56,6 +61,12 @@ clean: ## remove .venv, .venv-bench and caches (var/ stays)
 
 .venv/dev.stamp: .venv/run.stamp requirements-dev.lock
 	@$(PYTHON) -P gateway/install.py requirements.lock requirements-dev.lock
+	@touch $@
+
+.venv-clients/stamp: requirements-clients.lock
+	@echo "installing the client libraries that are tested ..."
+	@$(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r $<
 	@touch $@
 
 .venv-bench/litellm.stamp: tests/bench/litellm.txt
