@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/sh
 SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-admission bench-peers soak
+.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-embed bench-admission bench-peers soak
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -36,6 +36,10 @@ bench-engine: .venv/dev.stamp ## local models: this worker, llama-server where i
 
 bench-admission: .venv/dev.stamp ## what it costs to keep the limits, in memory and in Redis
 	@$(BIN)/python -m tests.bench.admission
+
+bench-embed: .venv/dev.stamp ## what the embedding cache is worth: hits, misses, a million entries
+	@$(BIN)/chasqui models prepare --quiet
+	@$(BIN)/python -m tests.bench.embed
 
 soak: .venv/dev.stamp ## half load for SOAK_MINUTES (30): memory, descriptors and tasks of the gateway must not grow
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m tests.bench.soak
