@@ -125,8 +125,12 @@ class Embedder:
         if use.read:
             self._underway |= dict.fromkeys(keys, ended)
         try:
+            identity = await self.backend.identity()
             made = dict(zip(keys, await self._compute([texts[key] for key in keys], call), strict=True))
-            if self._cache is not None and use.write:
+            unchanged = (
+                await self.backend.identity() == identity
+            )  # a model that was swapped meanwhile made other vectors
+            if self._cache is not None and use.write and unchanged:
                 self._cache.put(Entry(key, self.backend.name, value) for key, value in made.items())
             return made
         finally:

@@ -305,3 +305,17 @@ async def test_what_must_not_be_stored_is_not(cache: EmbeddingCache) -> None:
         assert made.hits == 0
     await cache.flush()
     assert (len(cache.memory), await cache.store.kept()) == (0, [])
+
+
+async def test_vectors_of_a_model_that_was_swapped_meanwhile_are_not_stored(cache: EmbeddingCache) -> None:
+    class Swapped(WordsBackend):
+        async def complete(self, call: Call) -> Answer:
+            self.seed = "two"
+            return await super().complete(call)
+
+    scope = f"scope {next(scopes)}"
+    made = await embed(Embedder(Swapped(), cache), ["a"], scope=scope)
+    assert bits(made) == [vector_of("a", 64, "two").tobytes()]
+    for seed in ("one", "two"):
+        again = await embed(Embedder(WordsBackend(seed=seed), cache), ["a"], scope=scope)
+        assert (again.hits, bits(again)) == (0, [vector_of("a", 64, seed).tobytes()])
