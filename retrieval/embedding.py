@@ -86,12 +86,13 @@ class Embedder:
             BackendError, EmbeddingFailed
         """
         call = replace(call, body=call.body.without("input", "encoding_format", "user"))
-        keys = await self._keys(texts, call.body, use.scope)
+        identity = await self.backend.identity()
+        keys = self._keys(texts, call.body, use.scope, identity)
         cache = self._cache
         known = await cache.get(keys, self.backend.name) if cache is not None and use.read else {}
         text_of = dict(zip(keys, texts, strict=True))
         missing = {key: text_of[key] for key in keys if key not in known}
-        fresh = await self._computed_once(missing, call, use)
+        fresh = await self._computed_once(missing, call, use, identity)
         if cache is not None and use.write and use.owner is not None:
             owner = use.owner
             cache.keep(Text(owner, key, self.backend.name, text) for key, text in text_of.items())
@@ -103,29 +104,30 @@ class Embedder:
             hits=sum(key in known for key in keys),
         )
 
-    async def _computed_once(self, missing: Mapping[bytes, str], call: Call, use: Use) -> dict[bytes, CachedVector]:
+    async def _computed_once(
+        self, missing: Mapping[bytes, str], call: Call, use: Use, identity: str
+    ) -> dict[bytes, CachedVector]:
         """Those that another request is computing are waited for; if that one fails or leaves, they are computed here."""
         made: dict[bytes, CachedVector] = {}
         while left := [key for key in missing if key not in made]:
             if self._cache is None or not use.read:
-                return await self._lead(left, missing, call, use)
+                return await self._lead(left, missing, call, use, identity)
             late = {key: value for key in left if (value := self._cache.recall(key)) is not None}
             made |= late  # somebody was faster while the store was read
             own = [key for key in left if key not in late and key not in self._underway]
             if own:
-                made |= await self._lead(own, missing, call, use)
+                made |= await self._lead(own, missing, call, use, identity)
             others = [self._underway[key] for key in left if key not in made and key in self._underway]
             await asyncio.gather(*map(asyncio.shield, others))
         return made
 
     async def _lead(
-        self, keys: Sequence[bytes], texts: Mapping[bytes, str], call: Call, use: Use
+        self, keys: Sequence[bytes], texts: Mapping[bytes, str], call: Call, use: Use, identity: str
     ) -> dict[bytes, CachedVector]:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if use.read:
             self._underway |= dict.fromkeys(keys, ended)
         try:
-            identity = await self.backend.identity()
             made = dict(zip(keys, await self._compute([texts[key] for key in keys], call), strict=True))
             unchanged = (
                 await self.backend.identity() == identity
@@ -156,10 +158,10 @@ class Embedder:
             counts |= zip(part, known or [1 + len(word) // 3 for word in part], strict=True)
         return counts
 
-    async def _keys(self, texts: Sequence[str], body: Body, scope: str) -> list[bytes]:
+    def _keys(self, texts: Sequence[str], body: Body, scope: str, identity: str) -> list[bytes]:
         """Everything that changes a vector, and who may share it, hashed with the exact text."""
         prefix = hashlib.sha256()
-        for part in (await self.backend.identity(), scope):
+        for part in (identity, scope):
             prefix.update(part.encode() + b"\0")
         # A local model is its file, whatever a client calls it; an upstream's name for it is part of what it is.
         prefix.update((body.without("model") if self.backend.local else body).raw)
