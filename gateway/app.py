@@ -24,9 +24,11 @@ from gateway.bookkeeping import Bookkeeping
 from gateway.cache_metrics import CacheCollector
 from gateway.clock import steady_clock
 from gateway.database import cache_database
+from gateway.embedding_files import EmbeddingFiles
 from gateway.embeddings import Embeddings
 from gateway.engine_metrics import EngineCollector
 from gateway.errors import CODES, answer_failure
+from gateway.file_shelf import FileShelf
 from gateway.forwarding import Forwarding
 from gateway.jobs import Jobs
 from gateway.journal import Journal
@@ -45,6 +47,7 @@ from gateway.routes.admin.requests import get_request, list_requests
 from gateway.routes.admin.roles import list_roles
 from gateway.routes.admin.usage import get_usage
 from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
+from gateway.routes.embedding_files import embed_file, get_embedded_file
 from gateway.routes.embeddings import EMBEDDINGS, embeddings
 from gateway.routes.feedback import give_any_feedback, give_feedback
 from gateway.routes.forwarded import forwarded
@@ -93,7 +96,8 @@ MAX_VECTORS = 1_000_000
 HOT = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK, SIMILARITY, TEXT_SEARCH)
 
 ROUTES = [
-    chat, completions, embeddings, rerank, similarity, search_texts, list_models, get_model, health, ready, metrics,
+    chat, completions, embeddings, rerank, similarity, search_texts, embed_file, get_embedded_file,
+    list_models, get_model, health, ready, metrics,
     create_key, list_keys, get_key, change_key, rotate_key, delete_key,
     list_backends, get_backend, order_backend, list_ram_disk, clear_ram_disk,
     show_cache, list_texts, clear_cache, list_roles, list_requests, get_request, get_usage, list_audit, give_feedback, give_any_feedback,
@@ -250,7 +254,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         targets=targets,
         pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
         reranking=Reranking(targets, backends, books),
-        **embedding_stories(Embeddings(targets, backends, cache, books, encodings, settings.embedding_cache), books),
+        **embedding_stories(loaded, targets, backends, cache, books, encodings),
         forwarding=Forwarding(targets, backends, books),
         searchers=searchers,
         ingestions=ingestions,
@@ -264,11 +268,27 @@ class EmbeddingStories(TypedDict):
     embeddings: Embeddings
     similarity: Similarity
     text_searching: TextSearching
+    embedding_files: EmbeddingFiles
 
 
-def embedding_stories(embeddings: Embeddings, books: Bookkeeping) -> EmbeddingStories:
+def embedding_stories(
+    loaded: Loaded,
+    targets: Targets,
+    backends: Mapping[str, Watched],
+    cache: EmbeddingCache,
+    books: Bookkeeping,
+    encodings: Encodings,
+) -> EmbeddingStories:
+    settings = loaded.settings.embedding_cache
+    embeddings = Embeddings(targets, backends, cache, books, encodings, settings)
+    shelf = FileShelf(loaded.home / "embedding-files", max_bytes=settings.files_mb * 2**20, suffix=".zip")
     searching = TextSearching(embeddings, TextSearch(embeddings.cache), books, embeddings.settings)
-    return {"embeddings": embeddings, "similarity": Similarity(embeddings, books), "text_searching": searching}
+    return {
+        "embeddings": embeddings,
+        "similarity": Similarity(embeddings, books),
+        "text_searching": searching,
+        "embedding_files": EmbeddingFiles(embeddings, targets, backends, shelf, books),
+    }
 
 
 def tell_house(house: House, settings: GatewaySettings, backends: Iterable[str]) -> None:

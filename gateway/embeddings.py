@@ -77,7 +77,13 @@ class Embeddings:
             await outlet.whole(answer, {"content-type": "application/json"})
 
     async def made(
-        self, exchange: Exchange, body: Body, texts: list[str] | None = None, *, keep: bool = True
+        self,
+        exchange: Exchange,
+        body: Body,
+        texts: list[str] | None = None,
+        *,
+        keep: bool = True,
+        progress: Callable[[int], None] | None = None,
     ) -> Embedded:
         """Vectors by the model that `exchange.model` names, admitted and counted. To be called inside of the books.
 
@@ -95,7 +101,9 @@ class Embeddings:
         texts = await self._texts(body) if texts is None else texts
         stations = self._targets.stations(target, exchange.caller)
         tries = Tries(exchange.model, stations, retries=target.settings.retries)
-        embedded = await self._embed(exchange, tries, texts, body, self._use(exchange, keep=keep))
+        embedded = await self._embed(
+            exchange, tries, texts, body, self._use(exchange, keep=keep)._replace(progress=progress)
+        )
         details = {"cached_tokens": embedded.cached_tokens} if embedded.cached_tokens else None
         exchange.usage = Usage(embedded.prompt_tokens, 0, details)
         exchange.cache = _cache_word(embedded.hits, len(texts))

@@ -31,6 +31,9 @@ class Words(NamedTuple):
     streams: bool = False
     sheets: bool = False
     keyed: bool = True
+    form: bool = False
+    """The body is multipart."""
+    zips: bool = False
 
 
 GENERATES = KEYED + BODIED + ENGINES
@@ -42,6 +45,8 @@ OPERATIONS: dict[tuple[str, str], Words] = {
     ("post", "/v1/embeddings"): Words("EmbeddingAnswer", GENERATES, "Embedding"),
     ("post", "/v1/rerank"): Words("RerankAnswer", GENERATES, "Rerank"),
     ("post", "/v1/similarity"): Words("SimilarityAnswer", GENERATES, "Similarity"),
+    ("post", "/v1/embeddings/files"): Words("ZipFile", GENERATES, "EmbeddingFile", form=True, zips=True),
+    ("get", "/v1/embeddings/files/{file_id}"): Words(None, ADMINISTERS),
     ("post", "/v1/embeddings/search"): Words("TextMatches", GENERATES, "TextSearch"),
     ("get", "/v1/models"): Words("Models", KEYED),
     ("get", "/v1/models/{model_id}"): Words("Model", KEYED),
@@ -75,6 +80,7 @@ OPERATIONS: dict[tuple[str, str], Words] = {
 
 PARAMETERS = {
     "model_id": "A name of `GET /v1/models`; slashes in it are taken as they are.",
+    "file_id": "As the last event of its making has told.",
     "key_id": "The key's `id`, which is not the key.",
     "name": "A backend's; slashes in it are taken as they are.",
     "owner": "`role:…` or `key:…`: who may search the text.",
@@ -120,7 +126,8 @@ def _complete(operation: Operation, words: Words, *, head: bool) -> None:
     if words.keyed:
         filled.security = [{"key": []}]
     if words.body:
-        filled.request_body = {"required": True, "content": {JSON: {"schema": named(words.body)}}}
+        kind = "multipart/form-data" if words.form else JSON
+        filled.request_body = {"required": True, "content": {kind: {"schema": named(words.body)}}}
     for parameter in filled.parameters or ():
         parameter.description = PARAMETERS.get(parameter.name)
     success = {status: answer for status, answer in filled.responses.items() if int(status) < 300}
@@ -133,7 +140,9 @@ def _complete(operation: Operation, words: Words, *, head: bool) -> None:
 
 
 def _contents(name: str, words: Words) -> Iterator[tuple[str, Schema]]:
-    yield JSON, {"schema": named(name)}
+    yield "application/zip" if words.zips else JSON, {"schema": named(name)}
+    if words.zips:
+        yield "text/event-stream", {"schema": EVENT}
     if words.sheets:
         yield "text/csv", {"schema": {"type": "string"}}
     if words.streams:

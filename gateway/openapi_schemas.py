@@ -8,6 +8,7 @@ from gateway.routes.admin.backends import Order as BackendOrder
 from gateway.routes.admin.keys import KeyFields
 from gateway.routes.feedback import FeedbackFields
 from policies.settings import LimitSettings
+from retrieval.frames import ORIENTATIONS
 
 Schema = dict[str, Any]
 
@@ -131,6 +132,10 @@ SIMILARITY = record(
 TEXT_SEARCH = record(
     "model query", model=GENERATION["model"], query=INPUT, k=optional(whole(1, 1000), "10 where it is not given.")
 ) | {"examples": [{"model": "text-embedding-3-small", "query": "who runs", "k": 5}]}
+
+BINARY: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+ORIENTATION: Schema = {"enum": [*ORIENTATIONS, "parquet"]}
+EMBEDDING_FILE = record("file model", file=BINARY, model=GENERATION["model"], json_format=ORIENTATION)
 
 DOCUMENT: Schema = {"anyOf": [TEXT, record("text", text=TEXT)]}
 RERANK = record(
@@ -294,6 +299,8 @@ COMPONENTS: dict[str, Schema] = {
     "Completion": COMPLETION,
     "CompletionAnswer": COMPLETION_ANSWER,
     "Embedding": EMBEDDING,
+    "EmbeddingFile": EMBEDDING_FILE,
+    "ZipFile": {"type": "string", "contentMediaType": "application/zip"},
     "EmbeddingAnswer": EMBEDDING_ANSWER,
     "Error": ERROR,
     "Feedback": FEEDBACK,

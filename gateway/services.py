@@ -9,6 +9,7 @@ from backends.health import Watched
 from backends.llamacpp.fleet import Fleet
 from backends.registry import Connect
 from gateway.access_log import AccessLog
+from gateway.embedding_files import EmbeddingFiles
 from gateway.embeddings import Embeddings
 from gateway.forwarding import Forwarding
 from gateway.journal import Journal
@@ -77,6 +78,7 @@ class Services:
     reranking: Reranking
     similarity: Similarity
     text_searching: TextSearching
+    embedding_files: EmbeddingFiles
     forwarding: Forwarding
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]

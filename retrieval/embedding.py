@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ class Embedded(NamedTuple):
     cached_tokens: int
     """Of those that came from the cache."""
     hits: int
+    tokens: list[int]
+    """Of each input."""
 
 
 class Use(NamedTuple):
@@ -44,6 +46,8 @@ class Use(NamedTuple):
     write: bool = True
     owner: str | None = None
     """Who may search the texts; None: they are not kept."""
+    progress: Callable[[int], None] | None = None
+    """Told how many of the texts are done, as they are."""
 
 
 class _Item(msgspec.Struct):
@@ -102,6 +106,7 @@ class Embedder:
             prompt_tokens=sum(found[key].tokens for key in keys),
             cached_tokens=sum(known[key].tokens for key in keys if key in known),
             hits=sum(key in known for key in keys),
+            tokens=[found[key].tokens for key in keys],
         )
 
     async def _computed_once(
@@ -128,7 +133,9 @@ class Embedder:
         if use.read:
             self._underway |= dict.fromkeys(keys, ended)
         try:
-            made = dict(zip(keys, await self._compute([texts[key] for key in keys], call), strict=True))
+            progress = _counted(use.progress, known=len(texts) - len(keys))
+            computed = await self._compute([texts[key] for key in keys], call, progress)
+            made = dict(zip(keys, computed, strict=True))
             unchanged = (
                 await self.backend.identity() == identity
             )  # a model that was swapped meanwhile made other vectors
@@ -172,10 +179,13 @@ class Embedder:
             keys.append(key.digest())
         return keys
 
-    async def _compute(self, texts: Sequence[str], call: Call) -> list[CachedVector]:
+    async def _compute(
+        self, texts: Sequence[str], call: Call, progress: Callable[[int], None] = lambda done: None
+    ) -> list[CachedVector]:
         made: list[CachedVector] = []
         for start in range(0, len(texts), TEXTS_PER_CALL):
             made += await self._ask(texts[start : start + TEXTS_PER_CALL], call)
+            progress(len(made))
         return made
 
     async def _ask(self, texts: Sequence[str], call: Call) -> list[CachedVector]:
@@ -197,6 +207,11 @@ class Embedder:
         if len(tokens) != len(texts):
             raise EmbeddingFailed(f"backend '{name}' counted {len(tokens)} texts of {len(texts)}")
         return [CachedVector(vector, count) for vector, count in zip(vectors, tokens, strict=True)]
+
+
+def _counted(progress: Callable[[int], None] | None, *, known: int) -> Callable[[int], None]:
+    """For what was known before and what is computed now together."""
+    return (lambda done: progress(known + done)) if progress is not None else lambda done: None
 
 
 def _vector(value: list[float] | str) -> Vector:

@@ -1,6 +1,9 @@
 """Similarity, search among cached texts, the cache's own pages: through a whole gateway with MiniLM."""
 
+import io
+import json
 import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,3 +158,118 @@ def test_without_kept_texts_there_is_nothing_to_search(tmp_path: Path, minilm_gg
         answer = ask(gateway, "/v1/embeddings/search", query="x")
     assert answer.status_code == 400
     assert "keep_text" in answer.json()["error"]["message"]
+
+
+TEXT = """# Relay runners
+
+A chasqui carried messages along the Inca roads. Each ran about 2.5 kilometres! Dr. Alva says so.
+
+- The station was called a chaskiwasi.
+- It lay beside
+  the road.
+"""
+SENTENCES = [
+    "# Relay runners",
+    "A chasqui carried messages along the Inca roads.",
+    "Each ran about 2.5 kilometres!",
+    "Dr. Alva says so.",
+    "- The station was called a chaskiwasi.",
+    "- It lay beside the road.",
+]
+
+
+def upload(
+    house: Gateway, key: str | None = None, name: str = "runners.md", data: bytes = TEXT.encode(), **options: Any
+) -> httpx.Response:
+    headers = options.pop("headers", {})
+    with house.http as http:
+        if key is not None:
+            http.headers["authorization"] = f"Bearer {key}"
+        return http.post(
+            "/v1/embeddings/files", files={"file": (name, data)}, data={"model": MODEL} | options, headers=headers
+        )
+
+
+def unpacked(content: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        return json.loads(archive.read("embeddings.json"))
+
+
+def test_every_sentence_of_a_file_is_embedded_and_the_same_file_answers_at_once(house: Gateway) -> None:
+    key = house.new_key()
+    first, again = upload(house, key), upload(house, key)
+    assert first.headers["content-type"] == "application/zip"
+    rows = unpacked(first.content)
+    assert [row["sentence"] for row in rows] == SENTENCES
+    told = good(ask(house, "/v1/embeddings", key, input=SENTENCES))
+    assert [row["embedding"] for row in rows] == [one["embedding"] for one in told["data"]]
+    assert sum(row["tokens"] for row in rows) == told["usage"]["prompt_tokens"]
+    assert again.content == first.content
+    assert again.headers["x-chasqui-cache"] == "hit"
+
+
+@pytest.mark.parametrize("form", ["records", "split", "index", "columns", "values", "table"])
+def test_the_vectors_come_in_any_of_pandas_forms(house: Gateway, form: str) -> None:
+    told = unpacked(upload(house, json_format=form).content)
+    sentences: dict[str, Any] = {
+        "records": lambda: [row["sentence"] for row in told],
+        "split": lambda: [row[told["columns"].index("sentence")] for row in told["data"]],
+        "index": lambda: [told[str(number)]["sentence"] for number in range(6)],
+        "columns": lambda: [told["sentence"][str(number)] for number in range(6)],
+        "values": lambda: [row[0] for row in told],
+        "table": lambda: [row["sentence"] for row in told["data"]],
+    }
+    assert sentences[form]() == SENTENCES
+    if form == "table":
+        assert {"name": "tokens", "type": "integer"} in told["schema"]["fields"]
+
+
+def test_progress_is_shown_and_the_zip_fetched_by_those_who_share_it(house: Gateway) -> None:
+    ours, colleague, stranger = house.new_key(), house.new_key(), house.new_key(role="others")
+    text = " ".join(f"Sentence number {number} runs along the road." for number in range(200)).encode()
+    answer = upload(house, ours, "long.txt", text, headers={"accept": "text/event-stream"})
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert [event["done"] for event in events[:-1]] == [0, 64, 128, 192, 200]
+    assert all(event["total"] == 200 for event in events[:-1])
+    assert answer.text.rstrip().endswith("data: [DONE]")
+    url = events[-1]["url"]
+    for key, status in ((ours, 200), (colleague, 200), (stranger, 404)):
+        with house.http as http:
+            http.headers["authorization"] = f"Bearer {key}"
+            fetched = http.get(url)
+        assert fetched.status_code == status
+        if status == 200:
+            assert len(unpacked(fetched.content)) == 200
+    again = upload(house, ours, "long.txt", text, headers={"accept": "text/event-stream"})
+    assert [json.loads(line[6:])["url"] for line in again.text.splitlines() if line.startswith("data: {")] == [url]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "param"),
+    [
+        ({"model": ""}, "missing_required_parameter", "model"),
+        ({"json_format": "csv"}, "invalid_value", "json_format"),
+        ({"data": b""}, None, None),
+        ({"name": "photo.xyz", "data": b"\x00\x01\x02"}, None, None),
+        ({"name": "lies.pdf", "data": b"this is no PDF"}, None, None),
+        ({"data": b"... --- !!!"}, "invalid_value", "file"),
+    ],
+)
+def test_files_that_cannot_be_embedded_are_refused(
+    house: Gateway, options: dict[str, Any], code: str | None, param: str | None
+) -> None:
+    for headers in ({}, {"accept": "text/event-stream"}):
+        answer = upload(house, headers=headers, **options)
+        error = answer.json()["error"]
+        assert answer.status_code in (400, 422), answer.text
+        assert code is None or (error["code"], error["param"]) == (code, param)
+
+
+def test_a_body_without_a_file_is_refused(house: Gateway) -> None:
+    with house.http as http:
+        for answer in (
+            http.post("/v1/embeddings/files", json={"model": MODEL}),
+            http.post("/v1/embeddings/files", data={"model": MODEL}, files={"other": ("a.txt", b"x")}),
+        ):
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
