@@ -19,6 +19,7 @@ from gateway import __version__
 from gateway.access_log import AccessLog
 from gateway.addresses import Address, Addresses
 from gateway.alerting import Alerting
+from gateway.answer_desk import AnswerDesk
 from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.cache_metrics import CacheCollector
@@ -66,6 +67,7 @@ from gateway.targets import Targets
 from gateway.telemetry import Telemetry
 from gateway.text_searching import TextSearching
 from policies.alerts import Alerts
+from policies.answer_cache import AnswerCache
 from policies.audit import Audit
 from policies.errors import PromptInvalid
 from policies.failed_keys import FailedKeys
@@ -221,15 +223,7 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         ModelFileUnusable, PromptInvalid: with everything that is missing or wrong; nothing has changed then.
     """
     settings = loaded.settings
-    backends = build_backends(
-        settings.backends,
-        fleet=house.fleet,
-        home=loaded.home,
-        config_dir=loaded.path.parent,
-        secrets=loaded.secrets,
-        connect=house.connect,
-        previous=previous.backends if previous else {},
-    )
+    backends = backends_of(loaded, house, previous)
     targets = build_targets(loaded, backends)
     roles = all_roles(settings.roles, previous.roles if previous else {})
     books = Bookkeeping(house.quotas, house.journal, house.metrics, work_ms=house.work_ms)
@@ -238,6 +232,9 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
     collections = {collection.name: collection for collection in settings.collections}
     attempts = Attempts(backends, targets, searchers, collections, books, encodings)
     cache = build_cache(loaded, house, previous)
+    answers = AnswerCache(house.cache_database, settings.answer_cache)
+    desk = AnswerDesk(answers, backends)
+    pipeline = Pipeline(targets, attempts, books, desk, keepalive_s=settings.server.keepalive_s)
     tell_house(house, settings, backends)
     return Services(
         house=house,
@@ -252,7 +249,8 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
         ),
         roles=roles,
         targets=targets,
-        pipeline=Pipeline(targets, attempts, books, keepalive_s=settings.server.keepalive_s),
+        pipeline=pipeline,
+        answers=answers,
         reranking=Reranking(targets, backends, books),
         **embedding_stories(loaded, targets, backends, cache, books, encodings),
         forwarding=Forwarding(targets, backends, books),
@@ -294,6 +292,18 @@ def embedding_stories(
 def tell_house(house: House, settings: GatewaySettings, backends: Iterable[str]) -> None:
     house.fleet.limit(settings.fleet)
     house.metrics.name(models=[model.name for model in settings.models], backends=backends)
+
+
+def backends_of(loaded: Loaded, house: House, previous: Services | None) -> dict[str, Watched]:
+    return build_backends(
+        loaded.settings.backends,
+        fleet=house.fleet,
+        home=loaded.home,
+        config_dir=loaded.path.parent,
+        secrets=loaded.secrets,
+        connect=house.connect,
+        previous=previous.backends if previous else {},
+    )
 
 
 def _rebuilt(house: House, loaded: Loaded, previous: Services) -> Services:

@@ -59,6 +59,12 @@ class Exchange:
     """Time spent waiting for engines before the first byte."""
     overhead_s: float = 0.0
     cache: str | None = None
+    answer_wanted: bool = False
+    """The client wants the answer kept, and gets one that is."""
+    answer_key: bytes | None = None
+    """What its answer is kept under."""
+    recorded: bytearray | None = None
+    """A stream on its way into the answer cache."""
     retrieval: str | None = None
     standing: Standings = field(default_factory=dict)
     held: dict[Measure, int] = field(default_factory=dict)

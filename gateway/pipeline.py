@@ -15,6 +15,7 @@ from backends import sse
 from backends.base import Answer, Backend, Call, Event
 from backends.errors import BackendError, UpstreamBroken
 from backends.wire import Body
+from gateway.answer_desk import MAX_RECORDED_BYTES, AnswerDesk
 from gateway.attempts import Attempts, Question
 from gateway.attribution import attribute
 from gateway.bookkeeping import Bookkeeping
@@ -52,6 +53,7 @@ class Pipeline:
         targets: Targets,
         attempts: Attempts,
         books: Bookkeeping,
+        desk: AnswerDesk,
         *,
         keepalive_s: float | Literal[False] = False,
         clock: Callable[[], float] = time.perf_counter,
@@ -59,6 +61,7 @@ class Pipeline:
         self._targets = targets
         self._attempts = attempts
         self._books = books
+        self._desk = desk
         self._keepalive_s = keepalive_s
         self._clock = clock
 
@@ -76,7 +79,23 @@ class Pipeline:
             exchange.entry, exchange.price = target.settings.name, target.price
             await self._books.admit(exchange, self._attempts.foreseen(exchange, target, body))
             question = await self._attempts.ask(exchange, target, body)
+            known = await self._desk.find(exchange, question)
+            if known is not None:
+                await self._again(exchange, known, outlet)
+                return
             await (self._stream if exchange.stream else self._whole)(exchange, question, outlet)
+
+    async def _again(self, exchange: Exchange, answer: bytes, outlet: Outlet) -> None:
+        """An answer as it went out before. It counts as a request, and nothing else."""
+        exchange.outcome = "complete"
+        exchange.keep(answer)
+        self._books.close(exchange)
+        self._books.first_byte(exchange, self._clock())
+        if not exchange.stream:
+            await outlet.whole(answer, {"content-type": "application/json"})
+            return
+        await outlet.start(STREAM_HEADERS)
+        await outlet.piece(answer, last=True)
 
     async def _whole(self, exchange: Exchange, question: Question, outlet: Outlet) -> None:
         answer = await self._asked(exchange, question, _complete)
@@ -85,6 +104,7 @@ class Pipeline:
         exchange.keep(answer.body)
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
+        self._desk.keep(exchange, answer.body)
         await outlet.whole(answer.body, {"content-type": "application/json", **answer.headers})
 
     async def _stream(self, exchange: Exchange, question: Question, outlet: Outlet) -> None:
@@ -130,11 +150,23 @@ class Pipeline:
         exchange.usage = event.usage or exchange.usage
         exchange.text_bytes += event.text_bytes
         exchange.keep(event.raw)
+        if exchange.answer_key is not None:
+            self._record(exchange, event.raw)
         if event.last:
             exchange.outcome = "complete"
             self._books.close(exchange)
+            if exchange.recorded is not None:
+                self._desk.keep(exchange, bytes(exchange.recorded))
         if event.raw:
             await outlet.piece(event.raw, last=event.last)
+
+    @staticmethod
+    def _record(exchange: Exchange, raw: bytes) -> None:
+        """One that grows beyond all answers is not recorded any more."""
+        exchange.recorded = exchange.recorded if exchange.recorded is not None else bytearray()
+        exchange.recorded += raw
+        if len(exchange.recorded) > MAX_RECORDED_BYTES:
+            exchange.recorded = exchange.answer_key = None
 
     async def _asked(self, exchange: Exchange, question: Question, ask: Ask[T]) -> T:
         """What the first attempt that works gives; of two at a time, where the model is hedged."""

@@ -21,6 +21,7 @@ from gateway.settings import Loaded
 from gateway.similarity import Similarity
 from gateway.targets import Targets
 from gateway.text_searching import TextSearching
+from policies.answer_cache import AnswerCache
 from policies.audit import Audit
 from policies.failed_keys import FailedKeys
 from policies.feedback import Feedbacks
@@ -83,6 +84,7 @@ class Services:
     searchers: Mapping[str, Searcher]
     ingestions: Mapping[str, Ingestion]
     cache: EmbeddingCache
+    answers: AnswerCache
     max_body_bytes: int
     created_at: int
     requests: Requests = field(default_factory=Requests)

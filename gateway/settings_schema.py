@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator, Field, field_validator
 
 from backends.settings import BackendSettings, EnvName, FleetSettings, Name, Seconds, Settings
+from policies.answer_cache import AnswerCacheSettings
 from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
 from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, RetrievalSettings
 
@@ -152,4 +153,5 @@ class GatewaySettings(Settings):
     prompts: PromptsSettings = PromptsSettings()
     roles: list[RoleSettings] = []
     keys: list[KeySettings] = []
+    answer_cache: AnswerCacheSettings = AnswerCacheSettings()
     embedding_cache: EmbeddingCacheSettings = EmbeddingCacheSettings()

@@ -15,6 +15,7 @@ CROSSING_FORTH = (b"openai-beta", b"traceparent")
 
 
 CACHE_CONTROL = b"cache-control"
+ANSWER_CACHE = b"x-chasqui-answer-cache"
 TIMING = b"x-chasqui-timing"
 """A request that has it gets a `server-timing` header back, which browsers and tracers show."""
 
@@ -39,6 +40,7 @@ class Telemetry:
         exchange = Exchange(new_request_id(), scope["path"], self._clock(), _crossing(fields))
         exchange.timing = TIMING in fields
         exchange.cache_control = fields.get(CACHE_CONTROL, b"")
+        exchange.answer_wanted = fields.get(ANSWER_CACHE, b"").lower() == b"on"
         services = self.services
         scope["exchange"], scope["services"] = exchange, services
         services.requests.count += 1

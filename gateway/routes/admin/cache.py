@@ -43,6 +43,7 @@ async def show_cache(request: Request[Any, Any, Any]) -> dict[str, Any]:
         "memory": memory,
         "waiting": cache.waiting,
         "faults": dict(cache.faults),
+        "answers": dict(zip(("count", "bytes"), await services.answers.size(), strict=True)),
     }
 
 
@@ -82,11 +83,14 @@ async def clear_cache(
     prefix: FromQuery[str | None] = None,
     everything: FromQuery[bool] = False,
 ) -> dict[str, Any]:
-    """Those that all of what is given is true of: a model, an age, the beginning of a kept text; or `everything=true`."""
+    """Those that all of what is given is true of: a model, an age, the beginning of a kept text; or `everything=true`, with the kept
+    answers of chats."""
     if (model, older_than_s, prefix) == (None, None, None) and not everything:
         raise InvalidRequest("say which: 'model', 'older_than_s' or 'prefix'; or 'everything=true'.", param="model")
     services = services_of(request)
     gone = await services.cache.forget(model=model, older_than_s=older_than_s, prefix=prefix)
+    if everything:
+        await services.answers.clear()
     details = {"model": model, "older_than_s": older_than_s, "prefix": bool(prefix), "vectors": gone}
     await services.house.audit.record(actor_of(request), "cache.clear", "embedding-cache", details)
     return {"object": "cache.deleted", "vectors": gone}
