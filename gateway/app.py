@@ -279,13 +279,16 @@ def embedding_stories(
 ) -> EmbeddingStories:
     settings = loaded.settings.embedding_cache
     embeddings = Embeddings(targets, backends, cache, books, encodings, settings)
-    shelf = FileShelf(loaded.home / "embedding-files", max_bytes=settings.files_mb * 2**20, suffix=".zip")
+    age_s = None if settings.max_age_days is None else settings.max_age_days * 86_400
+    shelf = FileShelf(
+        loaded.home / "embedding-files", max_bytes=settings.files_mb * 2**20, suffix=".zip", max_age_s=age_s
+    )
     searching = TextSearching(embeddings, TextSearch(embeddings.cache), books, embeddings.settings)
     return {
         "embeddings": embeddings,
         "similarity": Similarity(embeddings, books),
         "text_searching": searching,
-        "embedding_files": EmbeddingFiles(embeddings, targets, backends, shelf, books),
+        "embedding_files": EmbeddingFiles(embeddings, backends, shelf, books),
     }
 
 
@@ -316,7 +319,8 @@ def build_cache(loaded: Loaded, house: House, previous: Services | None) -> Embe
         return previous.cache
     age_s = None if settings.max_age_days is None else int(settings.max_age_days * 86_400)
     store = VectorStore(house.cache_database, Limits(settings.max_mb * 2**20, age_s), clock=time.time)
-    return EmbeddingCache(store, VectorMemory(max_vectors=MAX_VECTORS, max_bytes=settings.memory_mb * 2**20))
+    memory = VectorMemory(max_vectors=MAX_VECTORS, max_bytes=settings.memory_mb * 2**20)
+    return EmbeddingCache(store, memory, keep_text=settings.keep_text)
 
 
 def build_targets(loaded: Loaded, backends: Mapping[str, Watched]) -> Targets:

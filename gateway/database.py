@@ -84,12 +84,22 @@ def cache_database(database: AsyncEngine, home: Path) -> AsyncEngine:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as exc:
+        if exc.sqlite_errorcode not in (
+            sqlite3.SQLITE_NOTADB,
+            sqlite3.SQLITE_CORRUPT,
+        ):  # locked, perhaps; it is left alone
+            log.warning("%s cannot be opened now (%s); vectors are computed until it can", path, exc)
+            return _cache_engine(path)
         broken = path.with_suffix(".broken")
         log.error("%s is unusable (%s); it is put aside as %s, and vectors are computed again", path, exc, broken.name)
         for rest in ("-wal", "-shm"):
             path.with_name(path.name + rest).unlink(missing_ok=True)
         with suppress(OSError):
             path.replace(broken)
+    return _cache_engine(path)
+
+
+def _cache_engine(path: Path) -> AsyncEngine:
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     return engine

@@ -20,10 +20,10 @@ from gateway.errors import GatewayStopping, StoreUnavailable, explain
 from gateway.exchange import Exchange
 from gateway.file_shelf import FileShelf
 from gateway.outlet import Outlet
-from gateway.targets import Targets
 from gateway.upload import Upload
 from policies.errors import NotThere, PolicyError
 from policies.roles import Caller
+from policies.routing import Station
 from retrieval.embedding import Embedded
 from retrieval.errors import RetrievalError
 from retrieval.frames import ORIENTATIONS
@@ -31,6 +31,9 @@ from retrieval.parsing import parse
 from retrieval.sentences import sentences
 
 MAX_SENTENCES = 50_000
+MAX_NUMBERS = 20_000_000
+"""Of all vectors of a file."""
+
 PATH = "/v1/embeddings/files"
 COLUMNS = ("sentence", "tokens", "embedding")
 PARQUET = "parquet"
@@ -42,7 +45,6 @@ class EmbeddingFiles:
     def __init__(
         self,
         embeddings: Embeddings,
-        targets: Targets,
         backends: Mapping[str, Backend],
         shelf: FileShelf,
         books: Bookkeeping,
@@ -50,11 +52,12 @@ class EmbeddingFiles:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._embeddings = embeddings
-        self._targets = targets
         self._backends = backends
-        self._shelf = shelf
+        self.shelf = shelf
         self._books = books
         self._clock = clock
+        self._packing = asyncio.Semaphore(1)
+        """The memory of one of them at a time."""
 
     async def answer(self, exchange: Exchange, upload: Upload, outlet: Outlet, *, events: bool) -> None:
         """
@@ -66,18 +69,22 @@ class EmbeddingFiles:
         """
         assert exchange.caller is not None
         exchange.model, form = read_fields(upload)
+        use = self._embeddings.use_of(exchange)
+        if events and not use.write:
+            raise InvalidRequest("with no-store there is nothing to fetch afterwards.", param="cache-control")
         owner = self._owner(exchange.caller)
         with self._books.of(exchange, outlet, b""):
-            id_ = await self._id(exchange, upload, form)
-            made = await asyncio.to_thread(self._shelf.get, owner, id_)
+            target = await self._embeddings.admit(exchange)
+            first = target.stations[0]
+            id_ = id_of(upload, exchange.model, form, first, await self._backends[first.backend].identity())
+            made = await asyncio.to_thread(self.shelf.get, owner, id_) if use.read else None
             if made is not None:
                 exchange.cache = "hit"
-                await self._books.admit(exchange)
                 await self._deliver(exchange, id_, made, outlet, events=events)
             elif events:
-                await self._show(exchange, upload, form, owner, id_, outlet)
+                await self._show(exchange, upload, form, owner, outlet)
             else:
-                made = await self._make(exchange, upload, form, owner, id_, lambda done, of: None)
+                id_, made = await self._make(exchange, upload, form, owner, lambda done, of: None)
                 await self._deliver(exchange, id_, made, outlet, events=False)
 
     def fetch(self, caller: Caller, id_: str) -> bytes:
@@ -85,7 +92,7 @@ class EmbeddingFiles:
         Raises:
             NotThere: nobody of this caller's has made it, or it has gone since.
         """
-        made = self._shelf.get(self._owner(caller), id_)
+        made = self.shelf.get(self._owner(caller), id_)
         if made is None:
             raise NotThere("file of embeddings", id_)
         return made
@@ -93,34 +100,30 @@ class EmbeddingFiles:
     def _owner(self, caller: Caller) -> str:
         return shared_by(self._embeddings.settings.sharing, caller)
 
-    async def _id(self, exchange: Exchange, upload: Upload, form: str) -> str:
-        """The same for the same file, model and form."""
-        assert exchange.caller is not None
-        target = self._targets.resolve(exchange.model, exchange.caller)
-        exchange.entry, exchange.price = target.settings.name, target.price
-        digest = hashlib.sha256(hashlib.sha256(upload.data).digest())
-        identities = [await self._backends[station.backend].identity() for station in target.stations]
-        for part in (upload.name.rpartition(".")[2], exchange.model, form, *identities):
-            digest.update(part.encode() + b"\0")
-        return f"emf_{digest.hexdigest()[:32]}"
-
     async def _make(
-        self, exchange: Exchange, upload: Upload, form: str, owner: str, id_: str, told: Callable[[int, int], None]
-    ) -> bytes:
+        self, exchange: Exchange, upload: Upload, form: str, owner: str, told: Callable[[int, int], None]
+    ) -> tuple[str, bytes]:
+        """Its id and itself."""
         parsed = await parse(upload.name, upload.data)
         texts = await asyncio.to_thread(sentences, parsed.text)
         if not 1 <= len(texts) <= MAX_SENTENCES:
             raise InvalidRequest(
                 f"the file has {len(texts)} sentences; 1 to {MAX_SENTENCES} can be embedded.", param="file"
             )
-        told(0, len(texts))
         body = Body(msgspec.json.encode({"model": exchange.model}))
         embedded = await self._embeddings.made(
-            exchange, body, texts, progress=lambda done: told(min(done, len(texts)), len(texts))
+            exchange, body, texts, admitted=True, progress=lambda done: told(min(done, len(texts)), len(texts))
         )
-        made = await asyncio.to_thread(packed, texts, embedded, form, {"file": upload.name, "model": exchange.model})
-        await asyncio.to_thread(self._shelf.put, owner, id_, made)
-        return made
+        if (numbers := len(texts) * len(embedded.vectors[0])) > MAX_NUMBERS:
+            raise InvalidRequest(f"{numbers} numbers are too many for one file; {MAX_NUMBERS} at most.", param="file")
+        async with self._packing:
+            made = await asyncio.to_thread(packed, texts, embedded, form, exchange.model)
+        # Under the name of the model that has made it, which need not be the one that was asked first.
+        station = Station(exchange.backend or "", exchange.backend_model or "")
+        id_ = id_of(upload, exchange.model, form, station, await self._backends[station.backend].identity())
+        if self._embeddings.use_of(exchange).write:
+            await asyncio.to_thread(self.shelf.put, owner, id_, made)
+        return id_, made
 
     async def _deliver(self, exchange: Exchange, id_: str, made: bytes, outlet: Outlet, *, events: bool) -> None:
         exchange.outcome = "complete"
@@ -133,11 +136,11 @@ class EmbeddingFiles:
         name = f'attachment; filename="{id_}.zip"'
         await outlet.whole(made, {"content-type": "application/zip", "content-disposition": name})
 
-    async def _show(self, exchange: Exchange, upload: Upload, form: str, owner: str, id_: str, outlet: Outlet) -> None:
+    async def _show(self, exchange: Exchange, upload: Upload, form: str, owner: str, outlet: Outlet) -> None:
         """Progress as events. What goes wrong before the first of them is a status, as everywhere."""
         steps: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
         work = asyncio.create_task(
-            self._make(exchange, upload, form, owner, id_, lambda done, of: steps.put_nowait((done, of)))
+            self._make(exchange, upload, form, owner, lambda done, of: steps.put_nowait((done, of)))
         )
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
@@ -147,7 +150,7 @@ class EmbeddingFiles:
                     await outlet.start({"content-type": "text/event-stream", "cache-control": "no-store"})
                 told = {"object": "embedding.file.progress", "done": step[0], "total": step[1]}
                 await outlet.piece(sse.encode(msgspec.json.encode(told)), last=False)
-            made = await work
+            id_, made = await work
             exchange.outcome = "complete"
             self._books.close(exchange)
             await outlet.piece(ended(id_, made) + sse.DONE, last=True)
@@ -176,6 +179,8 @@ def read_fields(upload: Upload) -> tuple[str, str]:
     Raises:
         InvalidRequest
     """
+    for name in upload.fields.keys() - {"model", "json_format", "user"}:
+        raise InvalidRequest(f"'{name[:40]}' is no field of this form.", param=name[:40])
     model, form = upload.fields.get("model", ""), upload.fields.get("json_format", "records")
     if not model:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
@@ -192,10 +197,19 @@ def read_fields(upload: Upload) -> tuple[str, str]:
     return model, form
 
 
-def packed(texts: list[str], embedded: Embedded, form: str, about: dict[str, Any]) -> bytes:
-    """A zip of the vectors and of a word about them."""
+def id_of(upload: Upload, model: str, form: str, station: Station, identity: str) -> str:
+    """The same for the same file, form, and model behind the name."""
+    digest = hashlib.sha256(hashlib.sha256(upload.data).digest())
+    for part in (upload.name.rpartition(".")[2], model, form, station.backend, station.model, identity):
+        digest.update(part.encode() + b"\0")
+    return f"emf_{digest.hexdigest()[:32]}"
+
+
+def packed(texts: list[str], embedded: Embedded, form: str, model: str) -> bytes:
+    """A zip of the vectors and of a word about them. The file's name is the client's own affair."""
+    plain = form == PARQUET
     rows = [
-        [text, tokens, vector.tolist()]
+        [text, tokens, vector.tolist() if plain else msgspec.Raw(msgspec.json.encode(vector.tolist()))]
         for text, tokens, vector in zip(texts, embedded.tokens, embedded.vectors, strict=True)
     ]
     out = io.BytesIO()
@@ -205,7 +219,7 @@ def packed(texts: list[str], embedded: Embedded, form: str, about: dict[str, Any
         else:
             archive.writestr("embeddings.json", msgspec.json.encode(ORIENTATIONS[form](COLUMNS, rows)))
         dimensions = len(embedded.vectors[0])
-        about |= {"json_format": form, "sentences": len(texts), "dimensions": dimensions}
+        about = {"model": model, "json_format": form, "sentences": len(texts), "dimensions": dimensions}
         archive.writestr("about.json", msgspec.json.encode(about))
     return out.getvalue()
 

@@ -15,7 +15,7 @@ from gateway.attribution import attribute
 from gateway.bookkeeping import BYTES_PER_TOKEN, Bookkeeping
 from gateway.exchange import Exchange
 from gateway.outlet import Outlet
-from gateway.targets import Targets
+from gateway.targets import Target, Targets
 from gateway.tries import Tries
 from policies.errors import QuotaExceeded
 from policies.roles import Caller
@@ -83,6 +83,7 @@ class Embeddings:
         texts: list[str] | None = None,
         *,
         keep: bool = True,
+        admitted: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Embedded:
         """Vectors by the model that `exchange.model` names, admitted and counted. To be called inside of the books.
@@ -95,20 +96,30 @@ class Embeddings:
             PolicyError, BackendError, RetrievalError, GatewayError
         """
         assert exchange.caller is not None
-        target = self._targets.resolve(exchange.model, exchange.caller)
-        exchange.entry, exchange.price = target.settings.name, target.price
-        await self._books.admit(exchange)
+        target = self._targets.resolve(exchange.model, exchange.caller) if admitted else await self.admit(exchange)
         texts = await self._texts(body) if texts is None else texts
         stations = self._targets.stations(target, exchange.caller)
         tries = Tries(exchange.model, stations, retries=target.settings.retries)
         embedded = await self._embed(
-            exchange, tries, texts, body, self._use(exchange, keep=keep)._replace(progress=progress)
+            exchange, tries, texts, body, self.use_of(exchange, keep=keep)._replace(progress=progress)
         )
         details = {"cached_tokens": embedded.cached_tokens} if embedded.cached_tokens else None
         exchange.usage = Usage(embedded.prompt_tokens, 0, details)
         exchange.cache = _cache_word(embedded.hits, len(texts))
         self._books.count_cache(hits=embedded.hits, misses=len(texts) - embedded.hits)
         return embedded
+
+    async def admit(self, exchange: Exchange) -> Target:
+        """As a request, for a model that the caller may use.
+
+        Raises:
+            PolicyError
+        """
+        assert exchange.caller is not None
+        target = self._targets.resolve(exchange.model, exchange.caller)
+        exchange.entry, exchange.price = target.settings.name, target.price
+        await self._books.admit(exchange)
+        return target
 
     async def _embed(self, exchange: Exchange, tries: Tries, texts: list[str], body: Body, use: Use) -> Embedded:
         waiting_since = self._clock()
@@ -158,7 +169,8 @@ class Embeddings:
                 raise
             await self._books.hold(exchange, size.prompt_tokens, 0)
 
-    def _use(self, exchange: Exchange, *, keep: bool) -> Use:
+    def use_of(self, exchange: Exchange, *, keep: bool = True) -> Use:
+        """What the client and the configuration say about the cache."""
         assert exchange.caller is not None
         settings, caller = self.settings, exchange.caller
         words = {word.strip().lower() for word in exchange.cache_control.split(b",")}

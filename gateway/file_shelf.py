@@ -1,8 +1,9 @@
-"""Results that were made once and may be fetched again: files by owner and id, bounded by bytes; the longest unused go."""
+"""Results that were made once and may be fetched again: files by owner and id, bounded by bytes; the oldest go."""
 
 import contextlib
 import hashlib
-import os
+import secrets
+import time
 from pathlib import Path
 
 from gateway.errors import StoreUnavailable
@@ -14,20 +15,21 @@ class FileShelf:
         suffix: of all files.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, suffix: str) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, suffix: str, max_age_s: float | None = None) -> None:
         self._folder = folder
+        self._max_age_s = max_age_s
         self._max_bytes = max_bytes
         self._suffix = suffix
 
     def get(self, owner: str, id_: str) -> bytes | None:
-        """What is there; reading it makes it the last one to go."""
+        """What is there, and not too old."""
         path = self._path(owner, id_)
         try:
-            data = path.read_bytes()
-            os.utime(path)
+            if self._max_age_s is not None and path.stat().st_mtime < time.time() - self._max_age_s:
+                return None
+            return path.read_bytes()
         except OSError:
             return None
-        return data
 
     def put(self, owner: str, id_: str, data: bytes) -> None:
         """
@@ -35,7 +37,7 @@ class FileShelf:
             StoreUnavailable: the disk does not take it.
         """
         path = self._path(owner, id_)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{secrets.token_hex(8)}.part")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             part.write_bytes(data)
@@ -44,6 +46,17 @@ class FileShelf:
             part.unlink(missing_ok=True)
             raise StoreUnavailable(f"the result cannot be kept: {exc.strerror}; free some disk space") from None
         self._evict(but=path)
+
+    def clear(self) -> None:
+        for path in self._folder.glob("*"):
+            path.unlink(missing_ok=True)
+
+    def size(self) -> tuple[int, int]:
+        """Files and bytes."""
+        sizes = []
+        with contextlib.suppress(OSError):
+            sizes = [path.stat().st_size for path in self._folder.glob(f"*{self._suffix}")]
+        return len(sizes), sum(sizes)
 
     def _evict(self, *, but: Path) -> None:
         with contextlib.suppress(OSError):  # another process evicts, too

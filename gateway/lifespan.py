@@ -1,7 +1,8 @@
 """Opens what the application needs, keeps the background jobs, closes everything in the other order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
@@ -10,6 +11,16 @@ from gateway.alerting import Alerting
 from gateway.jobs import Jobs, start
 from gateway.reload import Reloader
 from gateway.telemetry import Telemetry
+
+log = logging.getLogger("chasqui")
+
+
+async def closing_of(work: Awaitable[object]) -> None:
+    """What is not the truth must not keep it from being written."""
+    try:
+        await work
+    except Exception:
+        log.exception("a part of the gateway did not end well")
 
 
 @asynccontextmanager
@@ -43,7 +54,7 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         for backend in telemetry.services.backends.values():
             await backend.aclose()
         await house.fleet.aclose()
-        await telemetry.services.cache.flush()
+        await closing_of(telemetry.services.cache.flush())
         await house.quotas.drain()
         await house.quotas.aclose()
         house.journal.close()

@@ -54,7 +54,7 @@ class TextSearching:
             asked = body.without("query", "k")
             embedded = await self._embeddings.made(exchange, asked, [query], keep=False)
             owner = shared_by(self._settings.search, exchange.caller)
-            near = await self._search.nearest(embedded.vectors[0], k, owner=owner, model=exchange.backend or "")
+            near = await self._search.nearest(embedded.vectors[0], k, owner=owner, space=embedded.space)
             usage = {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens}
             data: list[dict[str, Any]] = [
                 {"object": "embedding.match", "index": place, "text": one.text, "score": one.score}

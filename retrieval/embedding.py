@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import EMBEDDINGS, Backend, Call
-from backends.wire import Body
+from backends.wire import MAX_TOKENS, Body
 from retrieval.embedding_cache import EmbeddingCache
 from retrieval.errors import EmbeddingFailed
 from retrieval.vector_memory import CachedVector
@@ -23,6 +23,8 @@ Vector = NDArray[np.float32]
 
 TEXTS_PER_CALL = 64
 WORDS_PER_CALL = 5000
+TRIES = 3
+"""For a model that is swapped again and again."""
 
 
 class Embedded(NamedTuple):
@@ -35,6 +37,8 @@ class Embedded(NamedTuple):
     hits: int
     tokens: list[int]
     """Of each input."""
+    space: bytes
+    """Vectors of one space can be compared."""
 
 
 class Use(NamedTuple):
@@ -80,7 +84,7 @@ class Embedder:
 
     async def embed(self, texts: Sequence[str], call: Call, use: Use) -> Embedded:
         """Vectors of `texts`: what the cache has comes from there, the rest is computed, each distinct text once, also when several
-        requests want it at the same time.
+        requests want it at the same time. All of them by one model: if it is swapped meanwhile, it is begun anew.
 
         Args:
             call: as it goes to the backend, but for the input; all fields of its body but the encoding and the
@@ -90,16 +94,24 @@ class Embedder:
             BackendError, EmbeddingFailed
         """
         call = replace(call, body=call.body.without("input", "encoding_format", "user"))
-        identity = await self.backend.identity()
-        keys = self._keys(texts, call.body, use.scope, identity)
+        for _ in range(TRIES):
+            identity = await self.backend.identity()
+            embedded = await self._embed(texts, call, use, identity)
+            if await self.backend.identity() == identity:
+                return embedded
+        raise EmbeddingFailed(f"the model of backend '{self.backend.name}' changed while it was at work; ask again")
+
+    async def _embed(self, texts: Sequence[str], call: Call, use: Use, identity: str) -> Embedded:
+        space = self._space(call.body, identity)
+        keys = _keys(texts, space, use.scope)
         cache = self._cache
         known = await cache.get(keys, self.backend.name) if cache is not None and use.read else {}
         text_of = dict(zip(keys, texts, strict=True))
         missing = {key: text_of[key] for key in keys if key not in known}
         fresh = await self._computed_once(missing, call, use, identity)
         if cache is not None and use.write and use.owner is not None:
-            owner = use.owner
-            cache.keep(Text(owner, key, self.backend.name, text) for key, text in text_of.items())
+            owner, name = use.owner, self.backend.name
+            cache.keep(Text(owner, key, name, space, text) for key, text in text_of.items())
         found = {**known, **fresh}
         return Embedded(
             vectors=[found[key].vector for key in keys],
@@ -107,6 +119,7 @@ class Embedder:
             cached_tokens=sum(known[key].tokens for key in keys if key in known),
             hits=sum(key in known for key in keys),
             tokens=[found[key].tokens for key in keys],
+            space=space,
         )
 
     async def _computed_once(
@@ -165,19 +178,11 @@ class Embedder:
             counts |= zip(part, known or [1 + len(word) // 3 for word in part], strict=True)
         return counts
 
-    def _keys(self, texts: Sequence[str], body: Body, scope: str, identity: str) -> list[bytes]:
-        """Everything that changes a vector, and who may share it, hashed with the exact text."""
-        prefix = hashlib.sha256()
-        for part in (identity, scope):
-            prefix.update(part.encode() + b"\0")
+    def _space(self, body: Body, identity: str) -> bytes:
+        """Everything that changes a vector but the text: who shares a space can compare vectors."""
         # A local model is its file, whatever a client calls it; an upstream's name for it is part of what it is.
-        prefix.update((body.without("model") if self.backend.local else body).raw)
-        keys = []
-        for text in texts:
-            key = prefix.copy()
-            key.update(b"\0" + text.encode("utf-8", "surrogatepass"))
-            keys.append(key.digest())
-        return keys
+        own = (body.without("model") if self.backend.local else body).raw
+        return hashlib.sha256(identity.encode() + b"\0" + own).digest()
 
     async def _compute(
         self, texts: Sequence[str], call: Call, progress: Callable[[int], None] = lambda done: None
@@ -204,9 +209,22 @@ class Embedder:
         if not all(np.isfinite(vector).all() for vector in vectors):
             raise EmbeddingFailed(f"backend '{name}' gave a vector that is not finite")
         tokens = reply.usage.prompt_tokens_by_input or _shares(reply.usage.prompt_tokens, texts)
+        if not all(0 <= count <= MAX_TOKENS for count in tokens):
+            raise EmbeddingFailed(f"backend '{name}' counted an impossible number of tokens")
         if len(tokens) != len(texts):
             raise EmbeddingFailed(f"backend '{name}' counted {len(tokens)} texts of {len(texts)}")
         return [CachedVector(vector, count) for vector, count in zip(vectors, tokens, strict=True)]
+
+
+def _keys(texts: Sequence[str], space: bytes, scope: str) -> list[bytes]:
+    """Of exact texts in a space, for those who share."""
+    prefix = hashlib.sha256(space + scope.encode() + b"\0")
+    keys = []
+    for text in texts:
+        key = prefix.copy()
+        key.update(text.encode("utf-8", "surrogatepass"))
+        keys.append(key.digest())
+    return keys
 
 
 def _counted(progress: Callable[[int], None] | None, *, known: int) -> Callable[[int], None]:

@@ -35,7 +35,9 @@ def _table(columns: Sequence[str], rows: Rows) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return "integer" if isinstance(value, int) else "number" if isinstance(value, float) else "string"
+    return (
+        "integer" if isinstance(value, int) else "number" if isinstance(value, float) else "string"
+    )  # as pandas: lists, too
 
 
 ORIENTATIONS: dict[str, Callable[[Sequence[str], Rows], Any]] = {

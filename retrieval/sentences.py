@@ -2,6 +2,9 @@
 
 import re
 
+LOOK_BACK = 16
+"""Characters before a full stop that say whether it ends a sentence. More would be read again and again in a long line."""
+
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _END = re.compile(r"(?<=[.!?…。！？])[\"'”’»)\]]*(?:\s+|(?<=[。！？]))(?=\S)")
 _NO_END = re.compile(
@@ -21,24 +24,24 @@ def sentences(text: str) -> list[str]:
 
 def _joined_lines(paragraph: str) -> list[str]:
     """Lines that were broken for their length become one; headings, items and rows of tables stay by themselves."""
-    lines: list[str] = []
+    lines: list[list[str]] = []
     for raw in paragraph.splitlines():
         line = raw.strip()
         if not line:
             continue
         alone = line.startswith(("#", "- ", "* ", "+ ", "|", ">")) or re.match(r"\d+[.)] ", line)
-        if lines and not alone and not lines[-1].startswith(("#", "|")):
-            lines[-1] += f" {line}"
+        if lines and not alone and not lines[-1][0].startswith(("#", "|")):
+            lines[-1].append(line)
         else:
-            lines.append(line)
-    return lines
+            lines.append([line])
+    return [" ".join(parts) for parts in lines]
 
 
 def _of_line(line: str) -> list[str]:
     parts: list[str] = []
     start = 0
     for match in _END.finditer(line):
-        before = line[start : match.start()]
+        before = line[max(start, match.start() - LOOK_BACK) : match.start()]
         if _NO_END.search(before) and not before.endswith(("!", "?")):
             continue
         parts.append(line[start : match.end()].strip())

@@ -51,7 +51,7 @@ class EmbeddingCacheSettings(Settings):
     memory_mb: Annotated[int, Field(ge=1)] = 64
     """Of vectors in memory, in front of the database."""
     files_mb: Annotated[int, Field(ge=1)] = 1024
-    """Of what `/v1/embeddings/files` has made, on disk; the longest unused go."""
+    """Of what `/v1/embeddings/files` has made, on disk, sentences included; the oldest go."""
     sharing: Literal["key", "role", "all"] = "role"
     """Who gets a hit from whose text. A hit's speed tells that somebody sent it before."""
     keep_text: bool = False

@@ -1,4 +1,4 @@
-"""The nearest of the cached texts. An index for each owner and model, made when first asked and brought up to date at each search."""
+"""The nearest of the cached texts. An index for each owner and space, made when first asked and brought up to date at each search."""
 
 import asyncio
 from collections import OrderedDict
@@ -23,7 +23,7 @@ class Near(NamedTuple):
 
 
 class _Shelf:
-    """The texts of one owner and model, with their index."""
+    """The texts of one owner and space, with their index."""
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
@@ -41,42 +41,43 @@ class _Shelf:
         self.index.remove([self.numbers.pop(key) for key in keys])
 
     def add(self, texts: dict[bytes, str], vectors: list[NDArray[np.float32]]) -> None:
+        matrix = unit(np.stack(vectors))  # before anything changes: it may fail
         first = len(self.keys)
         self.keys += texts
         self.texts |= texts
         self.numbers |= {key: first + place for place, key in enumerate(texts)}
-        self.index.add(range(first, first + len(texts)), unit(np.stack(vectors)))
+        self.index.add(range(first, first + len(texts)), matrix)
 
 
 class TextSearch:
     def __init__(self, cache: EmbeddingCache) -> None:
         self._cache = cache
-        self._shelves: OrderedDict[tuple[str, str], _Shelf] = OrderedDict()
+        self._shelves: OrderedDict[tuple[str, bytes], _Shelf] = OrderedDict()
 
-    async def nearest(self, vector: NDArray[np.float32], k: int, *, owner: str, model: str) -> list[Near]:
+    async def nearest(self, vector: NDArray[np.float32], k: int, *, owner: str, space: bytes) -> list[Near]:
         """At most `k` texts that `owner` may see, nearest first.
 
         Raises:
             SQLAlchemyError: the store cannot be read.
         """
-        shelf = self._shelf(owner, model)
+        shelf = self._shelf(owner, space)
         async with shelf.turn:
-            await self._bring_up_to_date(shelf, owner, model)
+            await self._bring_up_to_date(shelf, owner, space)
             length = float(np.linalg.norm(vector))
             wanted = (vector / length).astype(np.float32) if length > 0 else vector
             found = await asyncio.to_thread(shelf.index.search, wanted, k)
             return [Near(shelf.texts[shelf.keys[number]], score) for number, score in found]
 
-    def _shelf(self, owner: str, model: str) -> _Shelf:
-        shelf = self._shelves.setdefault((owner, model), _Shelf())
-        self._shelves.move_to_end((owner, model))
+    def _shelf(self, owner: str, space: bytes) -> _Shelf:
+        shelf = self._shelves.setdefault((owner, space), _Shelf())
+        self._shelves.move_to_end((owner, space))
         if len(self._shelves) > INDEXES:
             self._shelves.popitem(last=False)
         return shelf
 
-    async def _bring_up_to_date(self, shelf: _Shelf, owner: str, model: str) -> None:
+    async def _bring_up_to_date(self, shelf: _Shelf, owner: str, space: bytes) -> None:
         await self._cache.flush()
-        present = await self._cache.store.searchable(owner, model)
+        present = await self._cache.store.searchable(owner, space)
         if len(shelf.texts) <= EXACT_UPTO < len(present):
             shelf.begin_anew(len(present))
         shelf.remove(shelf.texts.keys() - present.keys())

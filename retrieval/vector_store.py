@@ -21,7 +21,9 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    literal,
     select,
+    tuple_,
     update,
 )  # fmt: skip
 from sqlalchemy.dialects import postgresql, sqlite
@@ -57,10 +59,11 @@ texts = Table(
     Column("owner", String, primary_key=True),
     Column("key", LargeBinary, primary_key=True),
     Column("model", String, nullable=False),
+    Column("space", LargeBinary, nullable=False),
     Column("text", String, nullable=False),
     Column("made_at", BigInteger, nullable=False),
 )
-Index("ix_cached_texts_1_model", texts.c.owner, texts.c.model)
+Index("ix_cached_texts_1_space", texts.c.owner, texts.c.space)
 
 
 class Entry(NamedTuple):
@@ -78,6 +81,8 @@ class Text(NamedTuple):
     owner: str
     key: bytes
     model: str
+    space: bytes
+    """Vectors of one space can be compared: one model, and everything that was asked of it the same."""
     text: str
 
 
@@ -110,12 +115,14 @@ class VectorStore:
 
     async def open(self) -> None:
         """Make the tables; several processes may do it at the same time."""
-        try:
-            async with self._database.begin() as connection:
-                await connection.run_sync(TABLES.create_all)
-        except SQLAlchemyError:
-            async with self._database.begin() as connection:  # somebody else was faster; if not, it fails again
-                await connection.run_sync(TABLES.create_all)
+        for left in range(len(TABLES.tables), -1, -1):
+            try:
+                async with self._database.begin() as connection:
+                    await connection.run_sync(TABLES.create_all)
+                return
+            except SQLAlchemyError:  # somebody else was faster, with one of the tables at least
+                if not left:
+                    raise
 
     async def get(self, keys: Sequence[bytes]) -> tuple[dict[bytes, CachedVector], list[bytes]]:
         """What is there and not too old; and of that, what was not used for an hour. A damaged row counts as absent."""
@@ -128,13 +135,24 @@ class VectorStore:
         async with self._database.connect() as connection:
             for start in range(0, len(keys), KEYS_PER_QUERY):
                 for row in await connection.execute(query, {"keys": list(keys[start : start + KEYS_PER_QUERY])}):
-                    if checksum(row.key, row.model, row.vector, row.tokens) != row.checksum:
+                    value = self._value(row)
+                    if value is None:
                         self.damaged += 1
                         continue
-                    found[row.key] = CachedVector(np.frombuffer(row.vector, "<f4").astype(np.float32), row.tokens)
+                    found[row.key] = value
                     if now - row.used_at > 3600:
                         unused.append(row.key)
         return found, unused
+
+    @staticmethod
+    def _value(row: Any) -> CachedVector | None:
+        """None: the row is damaged, whatever it holds by now."""
+        try:
+            if checksum(row.key, row.model, row.vector, row.tokens) != row.checksum:
+                return None
+            return CachedVector(np.frombuffer(row.vector, "<f4").astype(np.float32), row.tokens)
+        except (TypeError, ValueError, AttributeError, OverflowError):  # a column of another type
+            return None
 
     async def put(self, entries: Sequence[Entry], kept: Sequence[Text], used: Iterable[bytes] = ()) -> None:
         """In one transaction. `used`: keys that were read lately."""
@@ -214,26 +232,26 @@ class VectorStore:
         model: str | None = None,
         owner: str | None = None,
         prefix: str = "",
-        after: tuple[str, str] | None = None,
+        after: tuple[str, str, bytes] | None = None,
     ) -> list[Any]:
-        """Rows (owner, model, text, made_at), by owner and text."""
+        """Rows (owner, model, text, key, made_at), by owner, text and key."""
         query = (
-            select(texts.c.owner, texts.c.model, texts.c.text, texts.c.made_at)
-            .order_by(texts.c.owner, texts.c.text)
+            select(texts.c.owner, texts.c.model, texts.c.text, texts.c.key, texts.c.made_at)
+            .order_by(texts.c.owner, texts.c.text, texts.c.key)
             .limit(limit)
         )
         for column, value in ((texts.c.model, model), (texts.c.owner, owner)):
             query = query.where(column == value) if value is not None else query
         if prefix:
-            query = query.where(texts.c.text.startswith(prefix, autoescape=True))
+            query = query.where(_begins(prefix))
         if after is not None:
-            query = query.where((texts.c.owner > after[0]) | ((texts.c.owner == after[0]) & (texts.c.text > after[1])))
+            query = query.where(tuple_(texts.c.owner, texts.c.text, texts.c.key) > tuple_(*map(literal, after)))
         async with self._database.connect() as connection:
             return list(await connection.execute(query))
 
-    async def searchable(self, owner: str, model: str) -> Mapping[bytes, str]:
+    async def searchable(self, owner: str, space: bytes) -> Mapping[bytes, str]:
         """Texts of an owner by the keys of their vectors."""
-        query = select(texts.c.key, texts.c.text).where(and_(texts.c.owner == owner, texts.c.model == model))
+        query = select(texts.c.key, texts.c.text).where(and_(texts.c.owner == owner, texts.c.space == space))
         async with self._database.connect() as connection:
             return {row.key: row.text for row in await connection.execute(query)}
 
@@ -247,9 +265,14 @@ class VectorStore:
         if older_than_s is not None:
             wanted.append(vectors.c.made_at <= int(self._clock()) - older_than_s)
         if prefix is not None:
-            named = select(texts.c.key).where(texts.c.text.startswith(prefix, autoescape=True))
+            named = select(texts.c.key).where(_begins(prefix))
             wanted.append(vectors.c.key.in_(named))
         return await self._remove(*wanted)
+
+    async def forget_texts(self) -> None:
+        """Where they are not kept any more."""
+        async with self._database.begin() as connection:
+            await connection.execute(delete(texts))
 
     async def _remove(self, *wanted: Any) -> int:
         gone = 0
@@ -272,6 +295,11 @@ class VectorStore:
     async def _one(self, query: Any) -> int:
         async with self._database.connect() as connection:
             return int((await connection.execute(query)).scalar_one())
+
+
+def _begins(prefix: str) -> Any:
+    """Letter by letter: `LIKE` makes no difference between large and small ones in SQLite."""
+    return func.substr(texts.c.text, 1, len(prefix)) == prefix
 
 
 def checksum(key: bytes, model: str, vector: bytes, tokens: int) -> bytes:

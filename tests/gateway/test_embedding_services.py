@@ -230,7 +230,7 @@ def test_progress_is_shown_and_the_zip_fetched_by_those_who_share_it(house: Gate
     text = " ".join(f"Sentence number {number} runs along the road." for number in range(200)).encode()
     answer = upload(house, ours, "long.txt", text, headers={"accept": "text/event-stream"})
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
-    assert [event["done"] for event in events[:-1]] == [0, 64, 128, 192, 200]
+    assert [event["done"] for event in events[:-1]] == [64, 128, 192, 200]
     assert all(event["total"] == 200 for event in events[:-1])
     assert answer.text.rstrip().endswith("data: [DONE]")
     url = events[-1]["url"]
@@ -266,10 +266,38 @@ def test_files_that_cannot_be_embedded_are_refused(
         assert code is None or (error["code"], error["param"]) == (code, param)
 
 
+def test_no_store_leaves_nothing_behind_and_everything_can_be_deleted(house: Gateway) -> None:
+    key = house.new_key()
+    data = b"Only for this moment. Nothing of it stays."
+    for control, cache in (("no-store", "miss"), ("no-store", "miss"), ("", "miss"), ("no-cache", "miss"), ("", "hit")):
+        answer = upload(house, key, "moment.txt", data, headers={"cache-control": control})
+        assert answer.headers["x-chasqui-cache"] == cache
+    assert upload(house, key, headers={"cache-control": "no-store", "accept": "text/event-stream"}).status_code == 400
+    with house.http as http:
+        assert http.get("/admin/cache").json()["files"]["count"] > 0
+        assert http.delete("/admin/cache", params={"everything": "true"}).status_code == 200
+        assert http.get("/admin/cache").json()["files"] == {"count": 0, "bytes": 0}
+    assert upload(house, key, "moment.txt", data).headers["x-chasqui-cache"] == "miss"
+
+
+def test_who_has_nothing_left_has_nothing_read(house: Gateway) -> None:
+    key = house.new_key(limits=[{"per": "1h", "requests": 1}])
+    assert upload(house, key).status_code == 200
+    for headers in ({}, {"accept": "text/event-stream"}):
+        assert upload(house, key, "broken.pdf", b"no PDF", headers=headers).status_code == 429
+
+
+@pytest.mark.parametrize("params", [{"older_than_s": -1}, {"older_than_s": 10**30}, {"prefix": ""}, {"model": "a\0b"}])
+def test_what_means_nothing_deletes_nothing(house: Gateway, params: dict[str, Any]) -> None:
+    with house.http as http:
+        assert http.delete("/admin/cache", params=params).status_code == 400
+
+
 def test_a_body_without_a_file_is_refused(house: Gateway) -> None:
     with house.http as http:
         for answer in (
             http.post("/v1/embeddings/files", json={"model": MODEL}),
             http.post("/v1/embeddings/files", data={"model": MODEL}, files={"other": ("a.txt", b"x")}),
+            http.post("/v1/embeddings/files", data={"model": MODEL, "dimensions": "4"}),
         ):
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")

@@ -37,7 +37,13 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(gateway: Gateway) -> N
 
 def test_usage_comes_in_a_stream_only_when_it_is_asked_for(gateway: Gateway) -> None:
     with gateway.sdk() as client:
-        options = {"model": "guide", "messages": ASK, "max_tokens": 3, "stream": True}
+        options = {
+            "model": "guide",
+            "messages": ASK,
+            "max_tokens": 3,
+            "stream": True,
+            "extra_body": {"ignore_eos": True},
+        }
         with client.chat.completions.create(**options) as stream:
             assert all(chunk.choices for chunk in stream)
         with client.chat.completions.create(**options, stream_options={"include_usage": True}) as stream:

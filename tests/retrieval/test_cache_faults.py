@@ -163,3 +163,23 @@ async def test_the_cache_may_be_deleted_at_any_time(tmp_path: Path) -> None:
     async with cache_in(tmp_path) as (cache, _):
         assert await right(cache, "a") == 0
         assert await cache.flush()
+
+
+async def test_a_cache_that_is_locked_at_the_start_is_left_alone_and_used_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_MS", 100)
+    async with cache_in(tmp_path) as (cache, _):
+        await right(cache, "a")
+        await cache.flush()
+    with closing(sqlite3.connect(tmp_path / CACHE_FILE, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        async with cache_in(tmp_path) as (cache, _):
+            assert await right(cache, "a") == 0
+            other.execute("ROLLBACK")
+            other.close()
+            assert await cache.flush()
+            cache.memory.clear()
+            assert await right(cache, "a") == 1
+    assert not (tmp_path / CACHE_FILE).with_suffix(".broken").exists()

@@ -307,15 +307,32 @@ async def test_what_must_not_be_stored_is_not(cache: EmbeddingCache) -> None:
     assert (len(cache.memory), await cache.store.kept()) == (0, [])
 
 
-async def test_vectors_of_a_model_that_was_swapped_meanwhile_are_not_stored(cache: EmbeddingCache) -> None:
-    class Swapped(WordsBackend):
-        async def complete(self, call: Call) -> Answer:
-            self.seed = "two"
-            return await super().complete(call)
+class Swapped(WordsBackend):
+    """Its model changes while it is at work, so many times."""
 
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    async def complete(self, call: Call) -> Answer:
+        if self.times:
+            self.times -= 1
+            self.seed = f"seed {self.times}"
+        return await super().complete(call)
+
+
+async def test_an_answer_holds_vectors_of_one_model_and_stores_none_under_anothers_name(cache: EmbeddingCache) -> None:
     scope = f"scope {next(scopes)}"
-    made = await embed(Embedder(Swapped(), cache), ["a"], scope=scope)
-    assert bits(made) == [vector_of("a", 64, "two").tobytes()]
-    for seed in ("one", "two"):
-        again = await embed(Embedder(WordsBackend(seed=seed), cache), ["a"], scope=scope)
-        assert (again.hits, bits(again)) == (0, [vector_of("a", 64, seed).tobytes()])
+    texts = [f"text {number}" for number in range(2 * TEXTS_PER_CALL)]
+    made = await embed(Embedder(Swapped(1), cache), texts, scope=scope)
+    assert bits(made) == [vector_of(text, 64, "seed 0").tobytes() for text in texts]
+    again = await embed(Embedder(WordsBackend(seed="one"), cache), texts[:1], scope=scope)
+    assert (again.hits, bits(again)) == (0, [vector_of(texts[0], 64, "one").tobytes()])
+    with pytest.raises(EmbeddingFailed, match="changed while it was at work"):
+        await embed(Embedder(Swapped(9), cache), ["a"], scope=scope)
+
+
+async def test_a_provider_that_counts_nonsense_is_not_believed(cache: EmbeddingCache) -> None:
+    body = {"data": [{"index": 0, "embedding": [1.0]}], "usage": {"prompt_tokens": 2**63}}
+    with pytest.raises(EmbeddingFailed):
+        await embed(Embedder(GivenBackend(body), cache), ["a"])

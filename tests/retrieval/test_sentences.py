@@ -32,3 +32,11 @@ def test_sentences_end_where_they_end(text: str, found: list[str]) -> None:
 def test_no_letter_is_lost_and_none_comes_twice(text: str) -> None:
     kept = "".join(char for char in "".join(sentences(text)) if char.isalpha())
     assert kept == "".join(char for char in text if char.isalpha())
+
+
+@pytest.mark.parametrize(
+    "text", ["1. " * 100_000, "A. B. C. " * 50_000, "ab\n" * 200_000, "a" * 1_000_000, ". " * 200_000]
+)
+def test_long_texts_take_as_long_as_they_are(text: str) -> None:
+    """A minute for a square of their length; the suite's limit ends the test."""
+    assert len("".join(sentences(text))) <= 2 * len(text)

@@ -1,5 +1,6 @@
 """/admin/cache: what the embedding cache holds, and taking it out."""
 
+import asyncio
 import base64
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from backends.errors import InvalidRequest
 from gateway.auth import needs_key
 from gateway.routes.admin.pages import Limit, page
 from gateway.routes.answers import actor_of, services_of
+
+MAX_AGE_S = 10**10
 
 
 @get("/admin/cache", guards=[needs_key], tags=["Administration"], summary="What the embedding cache holds")
@@ -43,6 +46,9 @@ async def show_cache(request: Request[Any, Any, Any]) -> dict[str, Any]:
         "memory": memory,
         "waiting": cache.waiting,
         "faults": dict(cache.faults),
+        "files": dict(
+            zip(("count", "bytes"), await asyncio.to_thread(services.embedding_files.shelf.size), strict=True)
+        ),
         "answers": dict(zip(("count", "bytes"), await services.answers.size(), strict=True)),
     }
 
@@ -57,13 +63,14 @@ async def list_texts(
     prefix: FromQuery[str] = "",
 ) -> dict[str, Any]:
     """Where texts are kept, by owner (`role:…` or `key:…`) and text. `after`: the `id` of the last one seen."""
+    check_plain(model=model, owner=owner, prefix=prefix)
     store = services_of(request).cache.store
     rows = await store.list_texts(
         limit=limit + 1, model=model, owner=owner, prefix=prefix, after=_place(after) if after else None
     )
     data = [
         {
-            "id": _id(row.owner, row.text),
+            "id": _id(row.owner, row.text, row.key),
             "object": "cache.text",
             "owner": row.owner,
             "model": row.model,
@@ -83,25 +90,43 @@ async def clear_cache(
     prefix: FromQuery[str | None] = None,
     everything: FromQuery[bool] = False,
 ) -> dict[str, Any]:
-    """Those that all of what is given is true of: a model, an age, the beginning of a kept text; or `everything=true`, with the kept
-    answers of chats."""
+    """Those that all of what is given is true of: a model (a backend's name, as `GET /admin/cache` lists them), an age, the
+    beginning of a kept text; or `everything=true`, with the zips of files and the kept answers of chats."""
     if (model, older_than_s, prefix) == (None, None, None) and not everything:
         raise InvalidRequest("say which: 'model', 'older_than_s' or 'prefix'; or 'everything=true'.", param="model")
+    if not 0 <= (older_than_s or 0) <= MAX_AGE_S:
+        raise InvalidRequest(f"'older_than_s' lies between 0 and {MAX_AGE_S}.", param="older_than_s")
+    if prefix == "":
+        raise InvalidRequest("an empty 'prefix' means nothing; say 'everything=true'.", param="prefix")
+    check_plain(model=model, prefix=prefix)
     services = services_of(request)
     gone = await services.cache.forget(model=model, older_than_s=older_than_s, prefix=prefix)
     if everything:
         await services.answers.clear()
+        await asyncio.to_thread(services.embedding_files.shelf.clear)
     details = {"model": model, "older_than_s": older_than_s, "prefix": bool(prefix), "vectors": gone}
     await services.house.audit.record(actor_of(request), "cache.clear", "embedding-cache", details)
     return {"object": "cache.deleted", "vectors": gone}
 
 
-def _id(owner: str, text: str) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode([owner, text])).decode()
+def check_plain(**values: str | None) -> None:
+    """
+    Raises:
+        InvalidRequest: PostgreSQL knows no NUL in a text.
+    """
+    for name, value in values.items():
+        if value is not None and "\0" in value:
+            raise InvalidRequest(f"'{name}' holds a character that no text has.", param=name)
 
 
-def _place(id_: str) -> tuple[str, str]:
+def _id(owner: str, text: str, key: bytes) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode([owner, text, key])).decode()
+
+
+def _place(id_: str) -> tuple[str, str, bytes]:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(id_.encode()), type=tuple[str, str])
+        place = msgspec.json.decode(base64.urlsafe_b64decode(id_.encode()), type=tuple[str, str, bytes])
+        check_plain(after=place[0] + place[1])
+        return place
     except (ValueError, msgspec.MsgspecError):
         raise InvalidRequest("'after' is no id of this list.", param="after") from None
