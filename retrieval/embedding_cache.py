@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
 
 from retrieval.vector_memory import CachedVector, VectorMemory
 from retrieval.vector_store import Entry, Text, VectorStore
@@ -158,8 +158,8 @@ class EmbeddingCache:
         """
         try:
             await self.store.put(entries, texts, used)
-        except (DataError, OverflowError, ValueError, TypeError, InterfaceError, StatementError) as exc:
-            if isinstance(exc, OperationalError):
+        except (DataError, OverflowError, ValueError, TypeError, StatementError) as exc:
+            if isinstance(exc, DBAPIError) and not isinstance(exc, DataError):
                 raise
             if len(entries) + len(texts) <= 1:
                 self._fault("dropped", f"leaves out what cannot be written: {type(exc).__name__}")
