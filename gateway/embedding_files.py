@@ -116,11 +116,11 @@ class EmbeddingFiles:
         )
         if (numbers := len(texts) * len(embedded.vectors[0])) > MAX_NUMBERS:
             raise InvalidRequest(f"{numbers} numbers are too many for one file; {MAX_NUMBERS} at most.", param="file")
-        async with self._packing:
-            made = await asyncio.to_thread(packed, texts, embedded, form, exchange.model)
         # Under the name of the model that has made it, which need not be the one that was asked first.
         station = Station(exchange.backend or "", exchange.backend_model or "")
         id_ = id_of(upload, exchange.model, form, station, await self._backends[station.backend].identity())
+        async with self._packing:
+            made = await asyncio.to_thread(packed, texts, embedded, form, exchange.model)
         if self._embeddings.use_of(exchange).write:
             await asyncio.to_thread(self.shelf.put, owner, id_, made)
         return id_, made
@@ -145,14 +145,13 @@ class EmbeddingFiles:
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
             while (step := await steps.get()) is not None:
-                if not exchange.head_sent:
-                    self._books.first_byte(exchange, self._clock())
-                    await outlet.start({"content-type": "text/event-stream", "cache-control": "no-store"})
+                await self._open(exchange, outlet)
                 told = {"object": "embedding.file.progress", "done": step[0], "total": step[1]}
                 await outlet.piece(sse.encode(msgspec.json.encode(told)), last=False)
             id_, made = await work
             exchange.outcome = "complete"
             self._books.close(exchange)
+            await self._open(exchange, outlet)
             await outlet.piece(ended(id_, made) + sse.DONE, last=True)
         except FAILURES as failure:
             if not exchange.head_sent:
@@ -165,6 +164,12 @@ class EmbeddingFiles:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+    async def _open(self, exchange: Exchange, outlet: Outlet) -> None:
+        """The head of a stream, once."""
+        if not exchange.head_sent:
+            self._books.first_byte(exchange, self._clock())
+            await outlet.start({"content-type": "text/event-stream", "cache-control": "no-store"})
 
     async def _broken(self, exchange: Exchange, failure: Exception, outlet: Outlet) -> None:
         told = explain(failure)

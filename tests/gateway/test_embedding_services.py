@@ -245,6 +245,14 @@ def test_progress_is_shown_and_the_zip_fetched_by_those_who_share_it(house: Gate
     assert [json.loads(line[6:])["url"] for line in again.text.splitlines() if line.startswith("data: {")] == [url]
 
 
+def test_a_file_whose_sentences_are_all_known_needs_no_progress(house: Gateway) -> None:
+    key = house.new_key()
+    assert upload(house, key).status_code == 200
+    answer = upload(house, key, json_format="split", headers={"accept": "text/event-stream"})
+    (told,) = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert told["object"] == "embedding.file"
+
+
 @pytest.mark.parametrize(
     ("options", "code", "param"),
     [
