@@ -136,17 +136,21 @@ def main() -> None:
         asyncio.run(million(Path(folder)))
 
 
+async def compared(url: str, name: str, text: str, clients: int) -> None:
+    miss_rate, misses = await loaded(url, clients, lambda number, count: f"{clients} {number} {count} {text}")
+    hit_rate, hits = await loaded(url, clients, lambda number, count: text)
+    say(
+        f"the gateway        {clients} clients, {name}: misses {miss_rate:8,.0f} texts/s, "
+        f"p50 {statistics.median(misses) * 1e3:6.2f} ms; hits {hit_rate:8,.0f} texts/s, "
+        f"p50 {statistics.median(hits) * 1e3:6.2f} ms; {hit_rate / miss_rate:.0f} x"
+    )
+
+
 async def measure(url: str) -> None:
     await loaded(url, 1, lambda number, count: f"warm {number} {count}")
-    for clients in (1, EMBEDDING_CLIENTS):
-        miss_rate, misses = await loaded(
-            url, clients, lambda number, count, clients=clients: f"{clients} {number} {count} {TEXT}"
-        )  # type: ignore[misc]
-        hit_rate, hits = await loaded(url, clients, lambda number, count: TEXT)
-        say(
-            f"the gateway        {clients} clients: misses {miss_rate:8,.0f} texts/s, p50 {statistics.median(misses) * 1e3:6.2f} ms; "
-            f"hits {hit_rate:8,.0f} texts/s, p50 {statistics.median(hits) * 1e3:6.2f} ms; {hit_rate / miss_rate:.0f} x"
-        )
+    for name, text in (("a sentence", TEXT), ("a passage of 200 words", " ".join([TEXT] * 10))):
+        for clients in (1, EMBEDDING_CLIENTS):
+            await compared(url, name, text, clients)
     times = await thousand(url)
     say(
         f"the gateway        1,000 cached texts in one call: p50 {statistics.median(times) * 1e3:.0f} ms, worst {max(times) * 1e3:.0f}"
