@@ -71,7 +71,7 @@ def look(place: Annotated[int, Field(ge=0, le=99)]) -> str:
 
 
 def test_a_bound_tool_is_called() -> None:
-    model = chat(max_completion_tokens=300).bind_tools([look], tool_choice="look")
+    model = chat(max_completion_tokens=300).bind_tools([look], tool_choice="look", strict=True)
     answer = model.invoke("Look at the road")
     (call,) = answer.tool_calls
     assert call["name"] == "look"
