@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -80,28 +80,44 @@ def cache_database(database: AsyncEngine, home: Path) -> AsyncEngine:
         return database
     path = home / CACHE_FILE
     home.mkdir(parents=True, exist_ok=True)
+    if _found_broken(path).exists():
+        _put_aside(path, "it was found broken while it was in use")
+        return _cache_engine(path)
     try:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as exc:
-        if exc.sqlite_errorcode not in (
-            sqlite3.SQLITE_NOTADB,
-            sqlite3.SQLITE_CORRUPT,
-        ):  # locked, perhaps; it is left alone
+        if exc.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            _put_aside(path, str(exc))
+        else:  # locked, perhaps; it is left alone
             log.warning("%s cannot be opened now (%s); vectors are computed until it can", path, exc)
-            return _cache_engine(path)
-        broken = path.with_suffix(".broken")
-        log.error("%s is unusable (%s); it is put aside as %s, and vectors are computed again", path, exc, broken.name)
-        for rest in ("-wal", "-shm"):
-            path.with_name(path.name + rest).unlink(missing_ok=True)
-        with suppress(OSError):
-            path.replace(broken)
     return _cache_engine(path)
+
+
+def _found_broken(path: Path) -> Path:
+    """A mark for the next start: a file that is in use cannot be replaced."""
+    return path.with_suffix(".found-broken")
+
+
+def _put_aside(path: Path, why: str) -> None:
+    broken = path.with_suffix(".broken")
+    log.error("%s is unusable (%s); it is put aside as %s, and vectors are computed again", path, why, broken.name)
+    for rest in (path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"), _found_broken(path)):
+        rest.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.replace(broken)
 
 
 def _cache_engine(path: Path) -> AsyncEngine:
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _set_pragmas)
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        if getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+            with suppress(OSError):
+                _found_broken(path).touch()
+
     return engine
 
 

@@ -152,6 +152,14 @@ async def test_a_file_that_was_overwritten_is_put_aside_or_read_around(tmp_path:
         assert whole_file or cache.faults["read"] + cache.faults["damaged"] > 0
         assert path.with_suffix(".broken").exists() is whole_file
         assert await right(cache, *texts) == len(texts), "memory has them now"
+        broken_inside = cache.faults["read"] > 0
+    async with cache_in(tmp_path) as (cache, _):
+        assert path.with_suffix(".broken").exists() is (whole_file or broken_inside), "at the next start at the latest"
+        await right(cache, *texts)
+        assert await cache.flush()
+        cache.memory.clear()
+        assert await right(cache, *texts) == len(texts), "the new file is whole"
+        assert cache.faults["read"] == 0
 
 
 async def test_the_cache_may_be_deleted_at_any_time(tmp_path: Path) -> None:
