@@ -29,9 +29,16 @@ class AnswerDesk:
         exchange.cache = "miss" if found is None else "hit"
         return found
 
-    def keep(self, exchange: Exchange, answer: bytes) -> None:
-        """In the background; nobody waits for it."""
-        if exchange.answer_key is not None and exchange.outcome == "complete" and is_finished(answer):
+    def keep(self, exchange: Exchange, question: Question, answer: bytes) -> None:
+        """In the background; nobody waits for it. What another station said because the first one could not is not what was asked for."""
+        settings, first = question.target.settings, question.target.stations[0]
+        second_best = settings.strategy == "order" and exchange.backend != first.backend
+        if (
+            exchange.answer_key is not None
+            and exchange.outcome == "complete"
+            and is_finished(answer)
+            and not second_best
+        ):
             task = asyncio.create_task(self._cache.put(exchange.answer_key, answer))
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
@@ -43,7 +50,9 @@ class AnswerDesk:
         routes = [f"{station.backend}/{station.model}" for station in stations]
         passages = [f"{one.chunk.source}\0{one.chunk.text}" for one in question.found]
         crossing = [f"{name}:{value}" for name, value in sorted(exchange.crossing.items()) if name != "traceparent"]
-        parts = [exchange.caller.key_id, exchange.path, exchange.model, *identities, *routes, *crossing, *passages]
+        settings = question.target.settings.model_dump_json()
+        own = [exchange.caller.key_id, exchange.path, exchange.model, settings]
+        parts = [*own, *identities, *routes, *crossing, *passages]
         return key_of(question.body, parts)
 
 

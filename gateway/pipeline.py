@@ -104,7 +104,7 @@ class Pipeline:
         exchange.keep(answer.body)
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
-        self._desk.keep(exchange, answer.body)
+        self._desk.keep(exchange, question, answer.body)
         await outlet.whole(answer.body, {"content-type": "application/json", **answer.headers})
 
     async def _stream(self, exchange: Exchange, question: Question, outlet: Outlet) -> None:
@@ -117,6 +117,7 @@ class Pipeline:
             await self._pass_on(exchange, started.first, outlet)
             async for event in started.rest:
                 await self._pass_on(exchange, event, outlet)
+            self._desk.keep(exchange, question, bytes(exchange.recorded or b""))
         except (BackendError, StoreUnavailable, QuotaExceeded) as failure:
             if not exchange.head_sent:
                 raise
@@ -155,8 +156,6 @@ class Pipeline:
         if event.last:
             exchange.outcome = "complete"
             self._books.close(exchange)
-            if exchange.recorded is not None:
-                self._desk.keep(exchange, bytes(exchange.recorded))
         if event.raw:
             await outlet.piece(event.raw, last=event.last)
 

@@ -104,3 +104,19 @@ def test_it_is_off_unless_it_is_switched_on(tmp_path: Path, synthetic_gguf: Path
     with running(tmp_path, config(synthetic_gguf, {})) as gateway:
         for _ in range(2):
             assert "x-chasqui-cache" not in ask(gateway, headers={"x-chasqui-answer-cache": "on"}).headers
+
+
+def test_other_settings_are_another_question_and_a_stand_in_is_not_kept(tmp_path: Path, synthetic_gguf: Path) -> None:
+    made = config(synthetic_gguf, {"enabled": True})
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    made["backends"].append({"name": "broken", "engine": "llama_cpp", "model": "broken.gguf"})
+    made["models"].append({"name": "mended", "route": ["broken", "chat"]})
+    with running(tmp_path, made) as gateway:
+        while ask(gateway, max_tokens=None, content="Why?").headers["x-chasqui-cache"] != "hit":
+            pass
+        for _ in range(3):
+            answer = ask(gateway, model="mended")
+            assert (answer.headers["x-chasqui-cache"], answer.headers["x-chasqui-backend"]) == ("miss", "chat")
+        made["models"][0]["default_max_tokens"] = 5
+        assert gateway.reload(made)
+        assert ask(gateway, max_tokens=None, content="Why?").headers["x-chasqui-cache"] == "miss"
