@@ -33,12 +33,9 @@ class AnswerDesk:
         """In the background; nobody waits for it. What another station said because the first one could not is not what was asked for."""
         settings, first = question.target.settings, question.target.stations[0]
         second_best = settings.strategy == "order" and exchange.backend != first.backend
-        if (
-            exchange.answer_key is not None
-            and exchange.outcome == "complete"
-            and is_finished(answer)
-            and not second_best
-        ):
+        if not answer or second_best or exchange.outcome != "complete":
+            return
+        if exchange.answer_key is not None and is_finished(answer):
             task = asyncio.create_task(self._cache.put(exchange.answer_key, answer))
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
