@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from backends.base import Backend
+from backends.errors import BackendError
 from gateway.attempts import Question
 from gateway.exchange import Exchange
 from policies.answer_cache import AnswerCache, Wish, is_finished, key_of, may_be_kept
@@ -24,7 +25,10 @@ class AnswerDesk:
         wish = wish_of(exchange)
         if not wish.write or not may_be_kept(question.body, wish):
             return None
-        exchange.answer_key = await self._key(exchange, question)
+        try:
+            exchange.answer_key = await self._key(exchange, question)
+        except BackendError:  # nobody knows what it is any more; whoever can still answers, and nothing is kept
+            return None
         found = await self._cache.get(exchange.answer_key) if wish.read else None
         exchange.cache = "miss" if found is None else "hit"
         return found

@@ -76,8 +76,8 @@ class EmbeddingFiles:
         with self._books.of(exchange, outlet, b""):
             target = await self._embeddings.admit(exchange)
             first = target.stations[0]
-            id_ = id_of(upload, exchange.model, form, first, await self._backends[first.backend].identity())
-            made = await asyncio.to_thread(self.shelf.get, owner, id_) if use.read else None
+            id_ = await self._known_as(upload, exchange.model, form, first) if use.read else ""
+            made = await asyncio.to_thread(self.shelf.get, owner, id_) if id_ else None
             if made is not None:
                 exchange.cache = "hit"
                 await self._deliver(exchange, id_, made, outlet, events=events)
@@ -86,6 +86,13 @@ class EmbeddingFiles:
             else:
                 id_, made = await self._make(exchange, upload, form, owner, lambda done, of: None)
                 await self._deliver(exchange, id_, made, outlet, events=False)
+
+    async def _known_as(self, upload: Upload, model: str, form: str, station: Station) -> str:
+        """Empty where nobody can tell: another station may answer."""
+        try:
+            return id_of(upload, model, form, station, await self._backends[station.backend].identity())
+        except BackendError:
+            return ""
 
     def fetch(self, caller: Caller, id_: str) -> bytes:
         """

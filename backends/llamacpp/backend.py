@@ -100,12 +100,19 @@ class LocalBackend:
             return await ask(relay)
 
     async def identity(self) -> str:
-        """The file's digest; read again only when the file changed."""
+        """The file's digest; read again only when the file changed.
+
+        Raises:
+            BackendUnavailable: the file is not there any more.
+        """
         path = self._member.path
-        stat = await asyncio.to_thread(os.stat, path)
-        stamp = (path, stat.st_size, stat.st_mtime_ns)
-        if self._digest is None or self._digest[0] != stamp:
-            self._digest = (stamp, await asyncio.to_thread(_sha256, path))
+        try:
+            stat = await asyncio.to_thread(os.stat, path)
+            stamp = (path, stat.st_size, stat.st_mtime_ns)
+            if self._digest is None or self._digest[0] != stamp:
+                self._digest = (stamp, await asyncio.to_thread(_sha256, path))
+        except OSError as exc:
+            raise BackendUnavailable(self.name, f"its model file cannot be read: {exc.strerror}") from None
         return f"gguf:{self._digest[1]}"
 
     @property

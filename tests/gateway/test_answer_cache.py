@@ -120,3 +120,16 @@ def test_other_settings_are_another_question_and_a_stand_in_is_not_kept(tmp_path
         made["models"][0]["default_max_tokens"] = 5
         assert gateway.reload(made)
         assert ask(gateway, max_tokens=None, content="Why?").headers["x-chasqui-cache"] == "miss"
+
+
+def test_a_model_file_that_is_gone_costs_a_hit_and_not_the_answer(tmp_path: Path, synthetic_gguf: Path) -> None:
+    made = config(synthetic_gguf, {"enabled": True})
+    gone = tmp_path / "gone.gguf"
+    gone.write_bytes(b"GGUF")
+    made["backends"].append({"name": "gone", "engine": "llama_cpp", "model": "gone.gguf"})
+    made["models"].append({"name": "mended", "route": ["gone", "chat"]})
+    with running(tmp_path, made) as gateway:
+        gone.unlink()
+        answer = ask(gateway, model="mended")
+    assert answer.headers["x-chasqui-backend"] == "chat"
+    assert "x-chasqui-cache" not in answer.headers
