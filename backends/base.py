@@ -62,6 +62,8 @@ class Call:
     model: str
     """The name the client asked for; answers carry it."""
     passages: tuple[Passage, ...] = ()
+    marks: bool = True
+    """An answer may cite passages by number."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """The few that may cross: openai-beta, traceparent."""
     caller: str = ""

@@ -95,7 +95,7 @@ class Quote:
                 "or add a chat model",
             )
         question = question_of(call.body)
-        text = compose(best_sentences(question, call.passages), call.passages)
+        text = compose(best_sentences(question, call.passages), call.passages, marks=call.marks)
         return text, Usage(len(_WORD.findall(question)), len(_WORD.findall(text)))
 
     def _envelope(self, call: Call, object_: str) -> dict[str, Any]:
@@ -154,15 +154,20 @@ def _weight(text: str) -> float:
     return 0.7 if text.startswith(("```", "~~~")) else 0.5 if text.startswith("|") else 1.0
 
 
-def compose(sentences: Sequence[Sentence], passages: Sequence[Passage]) -> str:
-    """The quotation, a line per sentence with its marker, then the sources; numbered as they appear."""
-    numbers: dict[int, int] = {}
+def compose(sentences: Sequence[Sentence], passages: Sequence[Passage], *, marks: bool = True) -> str:
+    """The quotation, a line per sentence with its passage's number, then the sources.
+
+    Args:
+        marks: False: the words alone.
+    """
+    if not marks:
+        return "\n\n".join(sentence.text for sentence in sentences)
     lines = []
     for sentence in sentences:
-        number = numbers.setdefault(sentence.passage, len(numbers) + 1)
         gap = "\n" if "\n" in sentence.text else " "  # a marker must not become part of a code block's last fence
-        lines.append(f"{sentence.text}{gap}[{number}]")
-    sources = [f"[{number}] {passages[place].source}" for place, number in numbers.items()]
+        lines.append(f"{sentence.text}{gap}[{passages[sentence.passage].number}]")
+    cited = dict.fromkeys(sentence.passage for sentence in sentences)
+    sources = [f"[{passages[place].number}] {passages[place].source}" for place in cited]
     return "\n\n".join(lines) + "\n\nSources:\n" + "\n".join(sources)
 
 

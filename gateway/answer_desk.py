@@ -49,11 +49,13 @@ class AnswerDesk:
         stations = question.target.stations
         identities = [await self._backends[station.backend].identity() for station in stations]
         routes = [f"{station.backend}/{station.model}" for station in stations]
-        passages = [f"{one.chunk.source}\0{one.chunk.text}" for one in question.found]
+        retrieved = question.retrieved
+        passages = [f"{one.chunk.source}\0{one.text}" for one in retrieved.found] if retrieved is not None else []
+        wished = [retrieved.wish.words()] if retrieved is not None else []
         crossing = [f"{name}:{value}" for name, value in sorted(exchange.crossing.items()) if name != "traceparent"]
         settings = question.target.settings.model_dump_json()
         own = [exchange.caller.key_id, exchange.path, exchange.model, settings]
-        parts = [*own, *identities, *routes, *crossing, *passages]
+        parts = [*own, *identities, *routes, *crossing, *wished, *passages]
         return key_of(question.body, parts)
 
 

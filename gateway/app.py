@@ -24,15 +24,18 @@ from gateway.attempts import Attempts
 from gateway.bookkeeping import Bookkeeping
 from gateway.cache_metrics import CacheCollector
 from gateway.clock import steady_clock
+from gateway.collection_desk import CollectionDesk
 from gateway.database import cache_database
 from gateway.embedding_files import EmbeddingFiles
 from gateway.embeddings import Embeddings
 from gateway.engine_metrics import EngineCollector
 from gateway.errors import CODES, answer_failure
+from gateway.file_desk import FileDesk
 from gateway.file_shelf import FileShelf
 from gateway.forwarding import Forwarding
 from gateway.jobs import Jobs
 from gateway.journal import Journal
+from gateway.knowledge import Knowledge, build_knowledge, build_library
 from gateway.ledger_writer import LedgerWriter
 from gateway.lifespan import lifespan
 from gateway.metrics import Metrics
@@ -40,6 +43,7 @@ from gateway.openapi import complete
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloader
 from gateway.reranking import Reranking
+from gateway.retrieving import Retrieving
 from gateway.routes.admin.audit import list_audit
 from gateway.routes.admin.backends import clear_ram_disk, get_backend, list_backends, list_ram_disk, order_backend
 from gateway.routes.admin.cache import clear_cache, list_texts, show_cache
@@ -51,12 +55,35 @@ from gateway.routes.chat import CHAT, COMPLETIONS, chat, completions
 from gateway.routes.embedding_files import embed_file, get_embedded_file
 from gateway.routes.embeddings import EMBEDDINGS, embeddings
 from gateway.routes.feedback import give_any_feedback, give_feedback
+from gateway.routes.files import delete_file, get_file, get_file_content, list_files, upload_file
 from gateway.routes.forwarded import forwarded
 from gateway.routes.health import health, metrics, ready
 from gateway.routes.hot import HotPath
 from gateway.routes.models import get_model, list_models
 from gateway.routes.rerank import RERANK, rerank
+from gateway.routes.retrievals import get_retrieval
 from gateway.routes.similarity import SIMILARITY, TEXT_SEARCH, search_texts, similarity
+from gateway.routes.store_files import (
+    attach_file,
+    attach_files,
+    cancel_batch,
+    change_store_file,
+    detach_file,
+    get_batch,
+    get_store_file,
+    get_store_file_content,
+    list_batch_files,
+    list_store_files,
+)
+from gateway.routes.vector_stores import (
+    change_store,
+    create_store,
+    delete_store,
+    get_store,
+    list_stores,
+    rebuild_store,
+    search_store,
+)
 from gateway.schema_page import SchemaPage
 from gateway.services import House, Services
 from gateway.settings import Loaded
@@ -80,14 +107,9 @@ from policies.quotas import History, QuotaStore
 from policies.quotas_guard import GuardedQuotas
 from policies.quotas_memory import MemoryQuotas
 from policies.reports import Reports
-from policies.roles import ADMIN, Caller, all_roles
-from retrieval.catalog import Catalog
-from retrieval.embedding import Embedder
+from policies.roles import ADMIN, Caller, Role, all_roles
 from retrieval.embedding_cache import EmbeddingCache
-from retrieval.index import make_index
-from retrieval.ingestion import Ingestion
-from retrieval.lexical import LexicalIndex
-from retrieval.search import Searcher
+from retrieval.parsers import Parsers
 from retrieval.text_search import TextSearch
 from retrieval.vector_memory import VectorMemory
 from retrieval.vector_store import Limits, VectorStore
@@ -100,6 +122,10 @@ HOT = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK, SIMILARITY, TEXT_SEARCH)
 ROUTES = [
     chat, completions, embeddings, rerank, similarity, search_texts, embed_file, get_embedded_file,
     list_models, get_model, health, ready, metrics,
+    upload_file, list_files, get_file, get_file_content, delete_file, get_retrieval,
+    create_store, list_stores, get_store, change_store, delete_store, rebuild_store, search_store,
+    attach_file, list_store_files, get_store_file, change_store_file, detach_file, get_store_file_content,
+    attach_files, get_batch, cancel_batch, list_batch_files,
     create_key, list_keys, get_key, change_key, rotate_key, delete_key,
     list_backends, get_backend, order_backend, list_ram_disk, clear_ram_disk,
     show_cache, list_texts, clear_cache, list_roles, list_requests, get_request, get_usage, list_audit, give_feedback, give_any_feedback,
@@ -183,6 +209,8 @@ def build_house(loaded: Loaded, database: AsyncEngine, *, connect: Connect, acce
         access_log=access_log or AccessLog(),
         metrics=metrics,
         connect=connect,
+        library=build_library(database, loaded.home),
+        parsers=Parsers(settings.files),
     )
 
 
@@ -228,38 +256,55 @@ def build_services(loaded: Loaded, house: House, previous: Services | None = Non
     roles = all_roles(settings.roles, previous.roles if previous else {})
     books = Bookkeeping(house.quotas, house.journal, house.metrics, work_ms=house.work_ms)
     encodings = Encodings(loaded.tiktoken_dir)
-    searchers, ingestions = build_collections(loaded, house, backends, previous)
-    collections = {collection.name: collection for collection in settings.collections}
-    attempts = Attempts(backends, targets, searchers, collections, books, encodings)
+    before = previous.knowledge if previous else None
+    knowledge = build_knowledge(settings, house.library, house.parsers, backends, before)
+    retrieving = build_retrieving(settings, house, knowledge, targets, backends)
+    attempts = Attempts(backends, targets, retrieving, books, encodings, house.metrics)
     cache = build_cache(loaded, house, previous)
     answers = AnswerCache(house.cache_database, settings.answer_cache)
-    desk = AnswerDesk(answers, backends)
-    pipeline = Pipeline(targets, attempts, books, desk, keepalive_s=settings.server.keepalive_s)
+    pipeline = Pipeline(
+        targets, attempts, books, AnswerDesk(answers, backends), keepalive_s=settings.server.keepalive_s
+    )
     tell_house(house, settings, backends)
     return Services(
         house=house,
         loaded=loaded,
         backends=backends,
-        keys=Keys(
-            house.database,
-            roles,
-            clock=time.time,
-            given=given_keys(loaded),
-            previous=previous.keys if previous else None,
-        ),
+        keys=build_keys(loaded, house, roles, previous),
         roles=roles,
         targets=targets,
         pipeline=pipeline,
         answers=answers,
         reranking=Reranking(targets, backends, books),
-        **embedding_stories(loaded, targets, backends, cache, books, encodings),
+        **embedding_stories(loaded, house, targets, backends, cache, books, encodings),
         forwarding=Forwarding(targets, backends, books),
-        searchers=searchers,
-        ingestions=ingestions,
+        knowledge=knowledge,
+        retrieving=retrieving,
+        collection_desk=CollectionDesk(knowledge, retrieving, books),
+        file_desk=FileDesk(knowledge, books),
         cache=cache,
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         created_at=previous.created_at if previous else int(time.time()),
     )
+
+
+def build_retrieving(
+    settings: GatewaySettings, house: House, knowledge: Knowledge, targets: Targets, backends: Mapping[str, Watched]
+) -> Retrieving:
+    return Retrieving(
+        knowledge.access,
+        knowledge.searcher,
+        house.library.retrievals,
+        targets,
+        backends,
+        house.metrics,
+        default_rewrite=settings.default_rewrite,
+    )
+
+
+def build_keys(loaded: Loaded, house: House, roles: Mapping[str, Role], previous: Services | None) -> Keys:
+    before = previous.keys if previous else None
+    return Keys(house.database, roles, clock=time.time, given=given_keys(loaded), previous=before)
 
 
 class EmbeddingStories(TypedDict):
@@ -271,6 +316,7 @@ class EmbeddingStories(TypedDict):
 
 def embedding_stories(
     loaded: Loaded,
+    house: House,
     targets: Targets,
     backends: Mapping[str, Watched],
     cache: EmbeddingCache,
@@ -288,7 +334,7 @@ def embedding_stories(
         "embeddings": embeddings,
         "similarity": Similarity(embeddings, books),
         "text_searching": searching,
-        "embedding_files": EmbeddingFiles(embeddings, backends, shelf, books),
+        "embedding_files": EmbeddingFiles(embeddings, backends, shelf, books, house.parsers),
     }
 
 
@@ -332,26 +378,6 @@ def build_targets(loaded: Loaded, backends: Mapping[str, Watched]) -> Targets:
             "\n".join(f"model '{model.name}': no file has a prompt '{model.prompt}'" for model in missing)
         )
     return Targets(settings.models, backends, prompts)
-
-
-def build_collections(
-    loaded: Loaded, house: House, backends: Mapping[str, Watched], previous: Services | None
-) -> tuple[dict[str, Searcher], dict[str, Ingestion]]:
-    """A collection goes on as it is, index and all, as long as its settings and the backend that embeds it are the same."""
-    before = {one.name: one for one in previous.loaded.settings.collections} if previous else {}
-    catalog, lexical = Catalog(house.database), LexicalIndex(house.database)
-    searchers: dict[str, Searcher] = {}
-    ingestions: dict[str, Ingestion] = {}
-    for settings in loaded.settings.collections:
-        name, backend = settings.name, backends[settings.embed]
-        if previous is not None and before.get(name) == settings and previous.backends[settings.embed] is backend:
-            searchers[name], ingestions[name] = previous.searchers[name], previous.ingestions[name]
-            continue
-        embedder = Embedder(backend)
-        searcher = Searcher(name, catalog=catalog, embedder=embedder, lexical=lexical, index=make_index(0))
-        searchers[name] = searcher
-        ingestions[name] = Ingestion(settings, catalog=catalog, embedder=embedder, searcher=searcher, root=Path.cwd())
-    return searchers, ingestions
 
 
 def given_keys(loaded: Loaded) -> list[GivenKey]:

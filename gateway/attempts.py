@@ -1,9 +1,10 @@
 """From a client's body to the calls that backends get: template, passages, and the hold on tokens, per attempt."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,21 +14,31 @@ from backends.errors import InvalidRequest
 from backends.quote import question_of
 from backends.wire import Body, choices_of
 from gateway.bookkeeping import BYTES_PER_TOKEN, Bookkeeping
+from gateway.citing import Citing
 from gateway.exchange import Exchange
+from gateway.metrics import Metrics
+from gateway.retrieving import EXTENSIONS, Retrieved, Retrieving
 from gateway.targets import Target, Targets
 from gateway.tries import Tries
 from policies.errors import QuotaExceeded
 from policies.prompts import apply
 from policies.routing import Station
 from policies.token_counts import UPSTREAM_MAX_TOKENS, closer_bound, upper_bound
-from retrieval.citations import context_of, inject_into_messages, inject_into_prompt, last_user, pack
-from retrieval.search import Found, Searcher
-from retrieval.settings import CollectionSettings, RetrievalSettings
+from retrieval.citations import (
+    Context,
+    Packed,
+    context_of,
+    inject_into_messages,
+    inject_into_prompt,
+    last_user,
+    pack,
+    shown,
+)
+from retrieval.search import Found
 
 log = logging.getLogger("chasqui")
 
-EXTENSIONS = ("collections", "retrieval", "include")
-"""Fields of ours that this version refuses by name instead of handing them to a provider that knows nothing of them."""
+TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
 class PromptCall(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,7 +57,7 @@ class Question:
     body: Body
     """The client's, with the template applied and our own fields taken out."""
     tries: Tries
-    found: Sequence[Found] = ()
+    retrieved: Retrieved | None = None
 
     @property
     def public_messages(self) -> int:
@@ -54,27 +65,39 @@ class Question:
         return self.target.prompt.fixed_messages if self.target.prompt is not None else 0
 
 
+class Attempt(NamedTuple):
+    """What one station is asked."""
+
+    backend: Backend
+    call: Call
+    citing: Citing | None
+
+
 class Attempts:
     def __init__(
         self,
         backends: Mapping[str, Backend],
         targets: Targets,
-        searchers: Mapping[str, Searcher],
-        collections: Mapping[str, CollectionSettings],
+        retrieving: Retrieving,
         books: Bookkeeping,
         encodings: Encodings,
+        metrics: Metrics,
     ) -> None:
         self._backends = backends
         self._targets = targets
-        self._searchers = searchers
-        self._collections = collections
+        self._retrieving = retrieving
         self._books = books
         self._encodings = encodings
+        self._metrics = metrics
+        self._secret = secrets.token_bytes(32)
+        """Fences passages."""
 
     def foreseen(self, exchange: Exchange, target: Target, body: Body) -> tuple[int, int] | None:
         """Tokens of prompt and answer at most, where the body alone tells: nothing is added to it, and an upstream, which
         nobody can ask for a count, is the first to get it."""
-        if target.prompt is not None or target.settings.collections or not self._books.counts_tokens(exchange):
+        if target.prompt is not None or not self._books.counts_tokens(exchange):
+            return None
+        if target.settings.collections or "collections" in body:
             return None
         if self._backends[target.stations[0].backend].local or ("prompt" in body and exchange.path == CHAT):
             return None
@@ -83,26 +106,28 @@ class Attempts:
     async def ask(self, exchange: Exchange, target: Target, body: Body) -> Question:
         """Render the template and find the passages; the same for every attempt."""
         chat = exchange.path == CHAT
-        refuse_extensions(body)
-        if not chat and (target.prompt is not None or target.settings.collections):
+        wish = await self._retrieving.wish_of(exchange, target, body)
+        body = body.without(*EXTENSIONS)
+        if not chat and (target.prompt is not None or wish is not None):
             require_one_prompt(body)
-        tries = Tries(exchange.model, self._stations(exchange, target), retries=target.settings.retries)
-        found = await self._search(exchange, target, body)
-        rendered = self._render(target, body, chat=chat)
-        return Question(target, rendered, tries, found)
+        retrieved = await self._retrieving.find(exchange, wish, body) if wish is not None else None
+        tries = Tries(exchange.model, self._stations(exchange, target, retrieved), retries=target.settings.retries)
+        if retrieved is not None and not retrieved.tools:
+            body = without_tools(body)
+        return Question(target, self._render(target, body, chat=chat), tries, retrieved)
 
-    def _stations(self, exchange: Exchange, target: Target) -> list[Station]:
+    def _stations(self, exchange: Exchange, target: Target, retrieved: Retrieved | None) -> list[Station]:
         """The caller's part of the route; passages that must stay here are shown to local engines only."""
         assert exchange.caller is not None
         stations = self._targets.stations(target, exchange.caller)
-        if not any(self._collections[name].local_only for name in target.settings.collections):
+        if retrieved is None or not retrieved.local_only:
             return stations
         for station in stations:
             if not self._backends[station.backend].local:
                 log.warning("%s: '%s' is local_only, so %s is not asked", exchange.id, exchange.model, station.backend)
         return [station for station in stations if self._backends[station.backend].local]
 
-    async def prepare(self, exchange: Exchange, question: Question, station: Station) -> tuple[Backend, Call]:
+    async def prepare(self, exchange: Exchange, question: Question, station: Station) -> "Attempt":
         """The call for one station: named as that backend names it, with passages that fit, and tokens held for it.
 
         Raises:
@@ -125,26 +150,14 @@ class Attempts:
         )
         exchange.prompt_tokens = len(body.raw) // BYTES_PER_TOKEN
         size = await self._size(exchange, question, backend, call)
-        if question.found:
-            call, size = await self._with_passages(question, backend, call, size)
+        citing: Citing | None = None
+        if question.retrieved is not None:
+            packed = await self._packed(question, question.retrieved, backend, call, size)
+            citing = _citing(call, question.retrieved, packed, backend)
+            call, size = await self._with_passages(exchange, question, packed, backend, call, size)
         call = await self._held(exchange, question, backend, call, size)
         self._books.begin(exchange)
-        return backend, call
-
-    async def _search(self, exchange: Exchange, target: Target, body: Body) -> list[Found]:
-        """For the client's own last words. A turn that ends in tool results goes on with what was found before."""
-        if not target.settings.collections or _ends_in_tool_result(body):
-            return []
-        query, settings = question_of(body), target.settings.retrieval
-        if not query.strip():
-            raise InvalidRequest("the last user message holds no text to search the documents for.", param="messages")
-        exchange.retrieval = f"ret_{exchange.id.removeprefix('req_')}"
-        found: list[Found] = []
-        for name in target.settings.collections:
-            found += await self._searchers[name].search(query, settings, request_id=exchange.id)
-        if len(target.settings.collections) > 1:
-            found.sort(key=lambda one: -one.score)  # each ranking is fused in itself; only the cosine compares across
-        return found[: settings.top_k]
+        return Attempt(backend, call, citing)
 
     def _render(self, target: Target, body: Body, *, chat: bool) -> Body:
         given = body.read("prompt", PromptCall) if chat else None
@@ -164,34 +177,63 @@ class Attempts:
 
     async def _size(self, exchange: Exchange, question: Question, backend: Backend, call: Call) -> PromptSize | None:
         """Exact where the backend can count, and only where somebody needs it."""
-        wanted = self._books.counts_tokens(exchange) or (question.found and not backend.quotes)
+        wanted = self._books.counts_tokens(exchange) or (question.retrieved is not None and not backend.quotes)
         return await backend.count(call) if wanted else None
 
     async def _with_passages(
-        self, question: Question, backend: Backend, call: Call, size: PromptSize | None
+        self,
+        exchange: Exchange,
+        question: Question,
+        packed: Packed,
+        backend: Backend,
+        call: Call,
+        size: PromptSize | None,
     ) -> tuple[Call, PromptSize | None]:
-        settings: RetrievalSettings = question.target.settings.retrieval
-        room = settings.max_context_tokens
+        assert question.retrieved is not None
+        if backend.quotes:
+            self._metrics.packed(shown=len(packed.passages), left_out=len(packed.left_out), hits=0)
+            return replace(call, passages=packed.passages, marks=marked(question.retrieved, call)), size
+        if question.retrieved.again and not packed.passages:
+            return call, size
+        marks = marked(question.retrieved, call)
+        context = context_of(packed.passages, secret=self._secret, cite=marks)
+        self._report(exchange, packed, context)
+        injected = self._injected(question, call, context)
+        injected = replace(injected, passages=packed.passages)
+        return injected, await backend.count(injected) if size is not None else None
+
+    @staticmethod
+    def _injected(question: Question, call: Call, context: Context) -> Call:
+        if call.path != CHAT:
+            return replace(
+                call, body=call.body.replace(prompt=inject_into_prompt(question_of(call.body), context.text))
+            )
+        given = call.body.require("messages", list[dict[str, Any]])
+        if last_user(given) == question.public_messages:  # nothing of a client's stands before the passages
+            call = replace(call, public=(question.public_messages, len(context.text)))
+        return replace(call, body=call.body.replace(messages=inject_into_messages(given, context.text)))
+
+    def _report(self, exchange: Exchange, packed: Packed, context: Context) -> None:
+        self._metrics.packed(shown=len(packed.passages), left_out=len(packed.left_out), hits=context.hits)
+        if packed.left_out:
+            log.info("%s: passages %s did not fit into the model's window", exchange.id, list(packed.left_out))
+        if context.hits:
+            log.warning("%s: passages hold %d control tokens or played turns, made plain", exchange.id, context.hits)
+
+    @staticmethod
+    async def _packed(
+        question: Question, retrieved: Retrieved, backend: Backend, call: Call, size: PromptSize | None
+    ) -> Packed:
+        """What fits beside the prompt and the answer, as this backend counts."""
+        room = retrieved.wish.settings.max_context_tokens
         if size is not None:
             answer = max_tokens_of(call.body) or question.target.settings.default_max_tokens or size.context_tokens // 4
             room = min(room, size.context_tokens - size.prompt_tokens - answer)
-        texts = [f"{one.chunk.source}\n{one.chunk.text}" for one in question.found]
-        counts = await backend.count_texts(texts) or [
-            one.chunk.tokens + len(one.chunk.source) // 2 for one in question.found
-        ]
-        tokens = dict(zip((one.chunk.id for one in question.found), counts, strict=True))
-        packed = pack(question.found, budget_tokens=room, count=lambda one: tokens[one.chunk.id])
-        if backend.quotes:
-            return replace(call, passages=packed.passages), size
-        if call.path == CHAT:
-            given = call.body.require("messages", list[dict[str, Any]])
-            body = call.body.replace(messages=inject_into_messages(given, packed.passages))
-            if last_user(given) == question.public_messages:  # nothing of a client's stands before the passages
-                call = replace(call, public=(question.public_messages, len(context_of(packed.passages))))
-        else:
-            body = call.body.replace(prompt=inject_into_prompt(question_of(call.body), packed.passages))
-        injected = replace(call, body=body, passages=packed.passages)
-        return injected, await backend.count(injected) if size is not None else None
+        found = retrieved.found
+        counts = await backend.count_texts([shown(one) for one in found]) if found and not backend.quotes else None
+        counts = counts or [guessed_tokens(one) for one in found]
+        tokens = {id(one): count for one, count in zip(found, counts, strict=True)}
+        return pack(found, budget_tokens=room, count=lambda one: tokens[id(one)])
 
     async def _held(
         self, exchange: Exchange, question: Question, backend: Backend, call: Call, size: PromptSize | None
@@ -232,12 +274,44 @@ def answer_bound(body: Body, target: Target) -> int:
     )
 
 
-def refuse_extensions(body: Body) -> None:
-    for name in EXTENSIONS:
-        if name in body:
-            raise InvalidRequest(
-                f"'{name}' is planned but not built in this version; ask a model that has a collection.", param=name
-            )
+def guessed_tokens(one: Found) -> int:
+    """Of a passage, from what the embedding model counted for its chunk."""
+    return one.chunk.tokens * -(-len(one.text) // max(1, len(one.chunk.text))) + len(one.chunk.source) // 2
+
+
+def without_tools(body: Body) -> Body:
+    """For passages that must not have a tool called.
+
+    Raises:
+        InvalidRequest: the client insists on a call.
+    """
+    choice: Any = body.read("tool_choice", object)
+    if choice not in (None, "none", "auto"):
+        raise InvalidRequest("the documents of this model take no tools; leave 'tool_choice' out.", param="tool_choice")
+    return body.without(*TOOL_FIELDS)
+
+
+def marked(retrieved: Retrieved, call: Call) -> bool:
+    """Whether the answer may hold markers."""
+    return retrieved.wish.settings.citations != "none" and free_text(call.body)
+
+
+def _citing(call: Call, retrieved: Retrieved, packed: Packed, backend: Backend) -> Citing:
+    return Citing(
+        call.path,
+        retrieved,
+        shown=[passage.number for passage in packed.passages],
+        left_out=packed.left_out,
+        marks=marked(retrieved, call),
+        lists=retrieved.wish.settings.citations == "sources" and not backend.quotes,
+    )
+
+
+def free_text(body: Body) -> bool:
+    """Whether an answer may hold markers: one that keeps to a format may not."""
+    form = body.read("response_format", Any)
+    kind = form.get("type") if isinstance(form, dict) else None
+    return kind in (None, "text") and "grammar" not in body
 
 
 def require_one_prompt(body: Body) -> None:
@@ -267,8 +341,3 @@ def max_tokens_of(body: Body) -> int | None:
     if any(value < 0 for value in given):
         return None
     return max(given, default=16 if "messages" not in body else None)
-
-
-def _ends_in_tool_result(body: Body) -> bool:
-    messages = body.read("messages", list[dict[str, Any]], [])
-    return bool(messages) and messages[-1].get("role") == "tool"

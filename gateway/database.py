@@ -17,7 +17,7 @@ log = logging.getLogger("chasqui")
 
 CACHE_FILE = "embedding-cache.db"
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 """The newest migration; a test compares. Known here so that a start with nothing to migrate need not load alembic."""
 
 BUSY_TIMEOUT_MS = 5000

@@ -27,7 +27,7 @@ from policies.routing import Station
 from retrieval.embedding import Embedded
 from retrieval.errors import RetrievalError
 from retrieval.frames import ORIENTATIONS
-from retrieval.parsing import parse
+from retrieval.parsers import Parsers
 from retrieval.sentences import sentences
 
 MAX_SENTENCES = 50_000
@@ -48,6 +48,7 @@ class EmbeddingFiles:
         backends: Mapping[str, Backend],
         shelf: FileShelf,
         books: Bookkeeping,
+        parsers: Parsers,
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -55,6 +56,7 @@ class EmbeddingFiles:
         self._backends = backends
         self.shelf = shelf
         self._books = books
+        self._parsers = parsers
         self._clock = clock
         self._packing = asyncio.Semaphore(1)
         """The memory of one of them at a time."""
@@ -111,8 +113,8 @@ class EmbeddingFiles:
         self, exchange: Exchange, upload: Upload, form: str, owner: str, told: Callable[[int, int], None]
     ) -> tuple[str, bytes]:
         """Its id and itself."""
-        parsed = await parse(upload.name, upload.data)
-        texts = await asyncio.to_thread(sentences, parsed.text)
+        text = await self._parsers.text(upload.name, upload.data)
+        texts = await asyncio.to_thread(sentences, text)
         if not 1 <= len(texts) <= MAX_SENTENCES:
             raise InvalidRequest(
                 f"the file has {len(texts)} sentences; 1 to {MAX_SENTENCES} can be embedded.", param="file"

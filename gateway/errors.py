@@ -42,7 +42,16 @@ from policies.errors import (
 )
 from policies.quotas import Measure
 from policies.retries import retry_after_s
-from retrieval.errors import CollectionNotReady, DocumentUnreadable, EmbeddingFailed, TokensUndecodable
+from retrieval.errors import (
+    AlreadyDone,
+    CollectionNotReady,
+    DocumentUnreadable,
+    EmbeddingFailed,
+    FilterInvalid,
+    PageRefused,
+    PageUnavailable,
+    TokensUndecodable,
+)
 
 log = logging.getLogger("chasqui")
 
@@ -85,6 +94,9 @@ MEANINGS: dict[type[Exception], Meaning] = {
     RoleUnknown: Meaning(400, "invalid_request_error", "invalid_value"),
     TokensUndecodable: Meaning(400, "invalid_request_error", "invalid_value"),
     DocumentUnreadable: Meaning(400, "invalid_request_error", "invalid_value"),
+    FilterInvalid: Meaning(400, "invalid_request_error", "invalid_value"),
+    AlreadyDone: Meaning(400, "invalid_request_error", "invalid_value"),
+    PageRefused: Meaning(400, "invalid_request_error", "invalid_value"),
     KeyUnknown: Meaning(401, "authentication_error", "invalid_api_key"),
     PathForbidden: Meaning(403, "permission_denied", "permission_denied"),
     RoleForbidden: Meaning(403, "permission_denied", "permission_denied"),
@@ -102,6 +114,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     UpstreamRefused: Meaning(400, "invalid_request_error", "invalid_value"),  # keeps its own status, type and code
     UpstreamBroken: Meaning(502, "server_error", "upstream_error"),
     EmbeddingFailed: Meaning(502, "server_error", "upstream_error"),
+    PageUnavailable: Meaning(502, "server_error", "upstream_error"),
     BackendUnavailable: Meaning(503, "server_error", "backend_unavailable"),
     BackendMisconfigured: Meaning(503, "server_error", "backend_unavailable"),
     ModelFileUnusable: Meaning(503, "server_error", "backend_unavailable"),

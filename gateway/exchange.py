@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from backends.base import Meter
 from backends.wire import Usage
@@ -19,6 +20,14 @@ SHOWN = (Measure.REQUESTS, Measure.TOKENS)
 
 def new_request_id() -> str:
     return f"req_{os.urandom(16).hex()}"
+
+
+class Cites(Protocol):
+    """Puts citations into an answer on its way out."""
+
+    def whole(self, body: bytes) -> bytes: ...
+
+    def event(self, raw: bytes) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -66,6 +75,8 @@ class Exchange:
     recorded: bytearray | None = None
     """A stream on its way into the answer cache."""
     retrieval: str | None = None
+    citing: Cites | None = None
+    """Puts citations into its answer; of the attempt that has answered."""
     standing: Standings = field(default_factory=dict)
     held: dict[Measure, int] = field(default_factory=dict)
     """Beside the request and its slot."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway.services import Services
-from retrieval.ingestion import run_until_ready
 
 log = logging.getLogger("chasqui")
 
@@ -41,8 +40,8 @@ def start(work: Work, name: str) -> "asyncio.Task[None]":
 
 def _jobs_of(services: Services) -> list[tuple[object, str, Work]]:
     jobs: list[tuple[object, str, Work]] = []
-    for name, ingestion in services.ingestions.items():
-        jobs.append((ingestion, f"ingest {name}", lambda one=ingestion, name=name: run_until_ready(one, name=name)))  # type: ignore[misc]
+    jobs.append((services.knowledge.builder, "build collections", services.knowledge.builder.run))
+    jobs += [(one, f"watch collection {name}", one.run) for name, one in services.knowledge.declared.items()]
     jobs.append((services.cache, "embedding cache", services.cache.run))
     for name, backend in services.backends.items():
         if backend.probing is not None:

@@ -36,7 +36,11 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     await telemetry.services.cache.open()
     house.fleet.start()
     jobs.serve(telemetry.services)
-    watching = [start(house.watcher.run, "watcher"), start(house.writer.run, "ledger")]
+    watching = [
+        start(house.watcher.run, "watcher"),
+        start(house.writer.run, "ledger"),
+        start(house.library.run, "collections"),
+    ]
     alerting: Alerting | None = app.state.alerting
     if alerting is not None:
         watching.append(start(alerting.run, "alerts"))
@@ -55,6 +59,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
             await backend.aclose()
         await house.fleet.aclose()
         await closing_of(telemetry.services.cache.flush())
+        await closing_of(house.library.save())
+        await closing_of(house.parsers.aclose())
         await house.quotas.drain()
         await house.quotas.aclose()
         house.journal.close()

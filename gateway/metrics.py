@@ -20,6 +20,8 @@ FIRST_TOKEN_BUCKETS_S = (
 # fmt: on
 OVERHEAD_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
+RETRIEVAL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
 OTHER = "other"
 
 
@@ -55,6 +57,7 @@ class Metrics:
             "gen_ai_server_time_to_first_token_seconds", "Streams: to the first event.",
             FIRST_TOKEN_BUCKETS_S, "gen_ai_operation_name", "gen_ai_request_model",
         )  # fmt: skip
+        self._count_retrieval()
         self._overhead = self._histogram(
             "chasqui_overhead_seconds",
             "Time spent in the gateway itself before the first byte went out.",
@@ -67,6 +70,17 @@ class Metrics:
         )
         self.follow("chasqui_event_loop_tasks", "asyncio tasks that are not done.", running_tasks)
         ProcessCollector(registry=self.registry)
+
+    def _count_retrieval(self) -> None:
+        self._retrieval = self._histogram(
+            "chasqui_retrieval_seconds", "From a question to its passages.", RETRIEVAL_BUCKETS_S
+        )
+        self._retrievals = self._counter("chasqui_retrievals", "Questions that were searched for.", "result")
+        self._degraded = self._counter("chasqui_retrieval_degraded", "Ways of looking that failed.", "leg")
+        self._passages = self._counter("chasqui_retrieval_passages", "Passages that fitted, and that did not.", "state")
+        self._neutralised = self._counter(
+            "chasqui_retrieval_neutralised", "Control tokens and played turns in passages, made plain."
+        )
 
     def _count_limits(self) -> None:
         self._cost = self._counter("chasqui_cost_usd", "Cost of requests by the prices of models.", "model")
@@ -147,6 +161,22 @@ class Metrics:
 
     def collection(self, name: str, chunks: int) -> None:
         self._chunks.labels(name).set(chunks)
+
+    def retrieved(self, *, seconds: float, found: int) -> None:
+        self._retrieval.observe((), seconds)
+        self._retrievals.add(("found" if found else "empty",))
+
+    def degraded(self, leg: str) -> None:
+        self._degraded.add((leg,))
+
+    def packed(self, *, shown: int, left_out: int, hits: int) -> None:
+        """
+        Args:
+            hits: what in passages tried to be more than text.
+        """
+        self._passages.add(("shown",), shown)
+        self._passages.add(("left_out",), left_out)
+        self._neutralised.add((), hits)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from litestar.openapi.spec import OpenAPI, Operation
 
+from gateway.openapi_collections import COMPONENTS as COLLECTIONS
 from gateway.openapi_schemas import COMPONENTS, EVENT, JSON, Schema, named
 
 METHODS = ("get", "post", "patch", "delete", "head")
@@ -78,9 +79,47 @@ OPERATIONS: dict[tuple[str, str], Words] = {
     ("get", "/metrics"): Words(None, (), keyed=False),
 }
 
+STORE = "/v1/vector_stores/{vector_store_id}"
+FILE = STORE + "/files/{file_id}"
+BATCH = STORE + "/file_batches/{batch_id}"
+READS = KEYED + STORED
+CHANGES = READS + BODIED
+
+OPERATIONS |= {
+    ("post", "/v1/files"): Words("File", (*CHANGES, 429), "FileUpload", form=True),
+    ("get", "/v1/files"): Words("Files", READS),
+    ("get", "/v1/files/{file_id}"): Words("File", READS),
+    ("get", "/v1/files/{file_id}/content"): Words(None, READS),
+    ("delete", "/v1/files/{file_id}"): Words("Deleted", READS),
+    ("post", "/v1/vector_stores"): Words("Store", CHANGES, "StoreFields"),
+    ("get", "/v1/vector_stores"): Words("Stores", READS),
+    ("get", STORE): Words("Store", READS),
+    ("post", STORE): Words("Store", CHANGES, "StoreChange"),
+    ("delete", STORE): Words("Deleted", READS),
+    ("post", STORE + "/reindex"): Words("Store", CHANGES),
+    ("post", STORE + "/search"): Words("Matches", GENERATES, "SearchFields"),
+    ("post", STORE + "/files"): Words("StoreFile", CHANGES, "MemberFields"),
+    ("get", STORE + "/files"): Words("StoreFiles", READS),
+    ("get", FILE): Words("StoreFile", READS),
+    ("post", FILE): Words("StoreFile", CHANGES, "AttributeFields"),
+    ("delete", FILE): Words("Deleted", READS),
+    ("get", FILE + "/content"): Words("StoreContent", READS),
+    ("post", STORE + "/file_batches"): Words("Batch", CHANGES, "BatchFields"),
+    ("get", BATCH): Words("Batch", READS),
+    ("post", BATCH + "/cancel"): Words("Batch", CHANGES),
+    ("get", BATCH + "/files"): Words("StoreFiles", READS),
+    ("get", "/v1/retrievals/{retrieval_id}"): Words("Retrieval", READS),
+}
+
 PARAMETERS = {
     "model_id": "A name of `GET /v1/models`; slashes in it are taken as they are.",
-    "file_id": "As the last event of its making has told.",
+    "file_id": "As its making has told.",
+    "vector_store_id": "Its id; of a collection of the configuration, its name does as well.",
+    "batch_id": "As its making has told.",
+    "retrieval_id": "An answer's `x-chasqui-retrieval`.",
+    "before": "The first `id` of the page behind.",
+    "filter": "Only those in this state.",
+    "purpose": "Only those that were uploaded for it.",
     "key_id": "The key's `id`, which is not the key.",
     "name": "A backend's; slashes in it are taken as they are.",
     "owner": "`role:…` or `key:…`: who may search the text.",
@@ -112,7 +151,7 @@ SECURITY: Schema = {"key": {"type": "http", "scheme": "bearer", "description": "
 def complete(document: OpenAPI) -> None:
     """Fills in what `OPERATIONS` knows; an operation that it does not name stays as it was generated."""
     components: Any = document.components
-    components.schemas = {**(components.schemas or {}), **COMPONENTS}
+    components.schemas = {**(components.schemas or {}), **COMPONENTS, **COLLECTIONS}
     components.security_schemes = SECURITY
     for path, item in (document.paths or {}).items():
         for method in METHODS:

@@ -98,12 +98,24 @@ GENERATION: dict[str, Schema] = {
 }
 """Ranges are OpenAI's. Local models hold clients to them; what goes to an upstream is for that to judge."""
 
+RETRIEVAL: Schema = record(
+    "",
+    top_k=whole(1, 50), max_context_tokens=whole(64), mode={"enum": ["hybrid", "dense", "lexical"]},
+    min_score=number(0, 1), candidates=whole(1, 200), neighbours=whole(0, 5), keep_previous=whole(0, 20),
+    citations={"enum": ["markers", "sources", "none"]}, rewrite=FLAG, rerank=FLAG, filters={"type": "object"},
+) | {"additionalProperties": False}  # fmt: skip
+
 CHAT = record(
     "model messages",
     **GENERATION,
     messages=listed(MESSAGE, minItems=1),
     max_completion_tokens=optional(whole(1), "Beats `max_tokens`."),
     prompt=optional(PROMPT_CALL, "For models with a template: what to fill in."),
+    collections=optional(
+        listed(TEXT, maxItems=16), "Vector stores that the answer is to come from, beside the model's own."
+    ),
+    retrieval=optional(RETRIEVAL, "How they are searched, where the model's own settings will not do."),
+    include=optional(listed({"const": "retrieval"}), "`retrieval`: the passages are in the answer, too."),
 ) | {"examples": [{"model": "guide", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 60}]}
 
 IDS = listed(COUNT, minItems=1)

@@ -7,7 +7,8 @@ settle. Failures before the first byte are raised; later ones end the stream wit
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,7 +21,7 @@ from gateway.attempts import Attempts, Question
 from gateway.attribution import attribute
 from gateway.bookkeeping import Bookkeeping
 from gateway.errors import GatewayStopping, StoreUnavailable, explain
-from gateway.exchange import Exchange
+from gateway.exchange import Cites, Exchange
 from gateway.outlet import Outlet
 from gateway.race import race
 from gateway.targets import Targets
@@ -40,6 +41,15 @@ class Started(NamedTuple):
 
     first: Event
     rest: AsyncGenerator[Event, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Won(Generic[T]):
+    """The attempt that has answered."""
+
+    station: Station
+    citing: Cites | None
+    result: T
 
 
 class Pipeline:
@@ -101,11 +111,12 @@ class Pipeline:
         answer = await self._asked(exchange, question, _complete)
         exchange.usage = answer.usage or self._books.estimate(exchange, len(answer.body))
         exchange.outcome = "complete"
-        exchange.keep(answer.body)
+        body = exchange.citing.whole(answer.body) if exchange.citing is not None else answer.body
+        exchange.keep(body)
         self._books.close(exchange)
         self._books.first_byte(exchange, self._clock())
-        self._desk.keep(exchange, question, answer.body)
-        await outlet.whole(answer.body, {"content-type": "application/json", **answer.headers})
+        self._desk.keep(exchange, question, body)
+        await outlet.whole(body, {"content-type": "application/json", **answer.headers})
 
     async def _stream(self, exchange: Exchange, question: Question, outlet: Outlet) -> None:
         started: Started | None = None
@@ -148,6 +159,8 @@ class Pipeline:
             raise
 
     async def _pass_on(self, exchange: Exchange, event: Event, outlet: Outlet) -> None:
+        if exchange.citing is not None:
+            event = event._replace(raw=exchange.citing.event(event.raw))
         exchange.usage = event.usage or exchange.usage
         exchange.text_bytes += event.text_bytes
         exchange.keep(event.raw)
@@ -171,19 +184,21 @@ class Pipeline:
         """What the first attempt that works gives; of two at a time, where the model is hedged."""
         hedge_after_s = question.target.settings.hedge_after_s
         if not hedge_after_s:
-            return (await self._along(exchange, question, question.tries, ask))[1]
+            won = await self._along(exchange, question, question.tries, ask)
+            exchange.citing = won.citing
+            return won.result
         began_s, waited_s = self._clock(), exchange.waited_s
-        station, result = await race(
+        won = await race(
             lambda: self._along(exchange, question, question.tries, ask),
             lambda: self._along(exchange, question, question.tries.split(), ask),
             after_s=hedge_after_s,
             discard=_discard,
         )
         exchange.waited_s = waited_s + self._clock() - began_s
-        exchange.backend, exchange.backend_model = station.backend, station.model
-        return result
+        exchange.backend, exchange.backend_model, exchange.citing = won.station.backend, won.station.model, won.citing
+        return won.result
 
-    async def _along(self, exchange: Exchange, question: Question, tries: Tries, ask: Ask[T]) -> tuple[Station, T]:
+    async def _along(self, exchange: Exchange, question: Question, tries: Tries, ask: Ask[T]) -> "Won[T]":
         """Ask one station after the other, until one gives an answer."""
         while True:
             waiting_since = self._clock()
@@ -194,10 +209,10 @@ class Pipeline:
             exchange.attempts += 1
             exchange.backend, exchange.backend_model = station.backend, station.model
             try:
-                backend, call = await self._attempts.prepare(exchange, question, station)
+                backend, call, citing = await self._attempts.prepare(exchange, question, station)
                 waiting_since = self._clock()
                 try:
-                    return station, await ask(backend, call)
+                    return Won(station, citing, await ask(backend, call))
                 finally:
                     exchange.waited_s += self._clock() - waiting_since
             except BackendError as failure:
@@ -225,7 +240,7 @@ async def _start(backend: Backend, call: Call) -> Started:
         raise UpstreamBroken(backend.name, "an empty stream") from None
 
 
-async def _discard(late: tuple[Station, Answer | Started]) -> None:
+async def _discard(late: "Won[Answer] | Won[Started]") -> None:
     """A hedged answer that nobody needs any more."""
-    if isinstance(late[1], Started):
-        await late[1].rest.aclose()
+    if isinstance(late.result, Started):
+        await late.result.rest.aclose()

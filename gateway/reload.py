@@ -24,7 +24,7 @@ log = logging.getLogger("chasqui")
 POLL_S = 1.0
 RETIRE_POLL_S = 0.1
 
-FIXED = ("server", "home", "store", "limits")
+FIXED = ("server", "home", "store", "limits", "files")
 """What is in force from the start to the end of the process; of `server`, all but `max_body_mb` and `keepalive_s`."""
 
 Stamp = tuple[tuple[str, int, int], ...]

@@ -9,14 +9,18 @@ from backends.health import Watched
 from backends.llamacpp.fleet import Fleet
 from backends.registry import Connect
 from gateway.access_log import AccessLog
+from gateway.collection_desk import CollectionDesk
 from gateway.embedding_files import EmbeddingFiles
 from gateway.embeddings import Embeddings
+from gateway.file_desk import FileDesk
 from gateway.forwarding import Forwarding
 from gateway.journal import Journal
+from gateway.knowledge import Knowledge
 from gateway.ledger_writer import LedgerWriter
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.reranking import Reranking
+from gateway.retrieving import Retrieving
 from gateway.settings import Loaded
 from gateway.similarity import Similarity
 from gateway.targets import Targets
@@ -32,8 +36,8 @@ from policies.quotas_guard import GuardedQuotas
 from policies.reports import Reports
 from policies.roles import Role
 from retrieval.embedding_cache import EmbeddingCache
-from retrieval.ingestion import Ingestion
-from retrieval.search import Searcher
+from retrieval.library import Library
+from retrieval.parsers import Parsers
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class House:
     access_log: AccessLog
     metrics: Metrics
     connect: Connect
+    library: Library
+    parsers: Parsers
     work_ms: dict[str, float] = field(default_factory=dict)
     """By backend of this machine: what a request keeps it busy for."""
 
@@ -81,8 +87,10 @@ class Services:
     text_searching: TextSearching
     embedding_files: EmbeddingFiles
     forwarding: Forwarding
-    searchers: Mapping[str, Searcher]
-    ingestions: Mapping[str, Ingestion]
+    knowledge: Knowledge
+    retrieving: Retrieving
+    collection_desk: CollectionDesk
+    file_desk: FileDesk
     cache: EmbeddingCache
     answers: AnswerCache
     max_body_bytes: int

@@ -24,6 +24,7 @@ def cross_check(settings: GatewaySettings) -> Iterator[Problem]:
         for place, name in enumerate(model.collections):
             yield from _known(("models", index, "collections", place), name, collections, "collection")
     yield from _embedders(settings)
+    yield from _retrieval(settings)
     roles = [role.name for role in settings.roles]
     for index, name in enumerate(roles):
         if name == ADMIN.name:
@@ -67,6 +68,28 @@ def _embedders(settings: GatewaySettings) -> Iterator[Problem]:
         backend = backends.get(collection.embed)
         if isinstance(backend, LlamaCppSettings) and backend.serves != "embeddings":
             yield where, f"backend '{backend.name}' serves {backend.serves}; a collection needs `serves: embeddings`"
+
+
+def _retrieval(settings: GatewaySettings) -> Iterator[Problem]:
+    backends = {backend.name: backend for backend in settings.backends}
+    models = [model.name for model in settings.models]
+    for index, model in enumerate(settings.models):
+        where = ("models", index, "retrieval")
+        if model.retrieval.rewrite:
+            yield from _known((*where, "rewrite"), model.retrieval.rewrite, models, "model")
+        if model.retrieval.rerank:
+            yield from _known((*where, "rerank"), model.retrieval.rerank, backends, "backend")
+            yield from _serves((*where, "rerank"), backends.get(model.retrieval.rerank), "rerank")
+    if settings.default_rewrite is not None:
+        yield from _known(("default_rewrite",), settings.default_rewrite, models, "model")
+    if settings.default_embed is not None:
+        yield from _known(("default_embed",), settings.default_embed, backends, "backend")
+        yield from _serves(("default_embed",), backends.get(settings.default_embed), "embeddings")
+
+
+def _serves(where: tuple[Any, ...], backend: object, wanted: str) -> Iterator[Problem]:
+    if isinstance(backend, LlamaCppSettings) and backend.serves != wanted:
+        yield where, f"backend '{backend.name}' serves {backend.serves}; this needs `serves: {wanted}`"
 
 
 def _known(where: tuple[Any, ...], name: str, names: Iterable[str], kind: str) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 from backends.settings import BackendSettings, EnvName, FleetSettings, Name, Seconds, Settings
 from policies.answer_cache import AnswerCacheSettings
 from policies.settings import KeySettings, PromptsSettings, RoleSettings, RouteSettings
-from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, RetrievalSettings
+from retrieval.settings import CollectionSettings, EmbeddingCacheSettings, FilesSettings, RetrievalSettings
 
 
 class AdminSettings(Settings):
@@ -150,6 +150,11 @@ class GatewaySettings(Settings):
     backends: Annotated[list[BackendSettings], Field(min_length=1)]
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     collections: list[CollectionSettings] = []
+    default_embed: Name | None = None
+    """The backend that embeds vector stores made over the API; without it the first one here that `serves: embeddings`."""
+    default_rewrite: Name | None = None
+    """The model that rewrites questions for `rewrite_query: true` of a search; without it they are searched for as they are."""
+    files: FilesSettings = FilesSettings()
     prompts: PromptsSettings = PromptsSettings()
     roles: list[RoleSettings] = []
     keys: list[KeySettings] = []

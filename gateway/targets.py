@@ -64,6 +64,10 @@ class Targets:
             raise ModelUnknown(name)
         return target
 
+    def configured(self, name: str) -> Target:
+        """The entry of this name, for the gateway's own questions."""
+        return self._targets[name]
+
     def _named(self, name: str) -> Target | None:
         """The wildcard entry that stands for a name, with its stations as they call it."""
         entry = next((wild for wild in self._wild if name.startswith(wild[:-1]) and name != wild[:-1]), None)

@@ -80,6 +80,15 @@ class Caller:
             return False
         return not self.narrowed or all(name in allowed for own, allowed in self.narrowed if own == kind)
 
+    def reads(self, *, name: str, id_: str, owner: str) -> bool:
+        """Whether a collection is there for this caller: one of the configuration (without an owner) by the globs of role and key;
+        one made over the API for the role of the key that made it, unless the key is narrowed to others; all of these for administrators.
+        """
+        if not owner:
+            return self.may("collections", name)
+        mine = self.role.name in (owner, ADMIN.name)
+        return mine and all(name in allowed or id_ in allowed for own, allowed in self.narrowed if own == "collections")
+
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
         """Of the role and of the key; all of them hold."""

@@ -1,168 +1,389 @@
-"""Collections, documents and chunks, and where they are kept. The database is the truth; indexes are made from it.
+"""Collections and their members: what there is, and what state it is in. What can be found in them is `documents.py`."""
 
-A document is written, replaced and removed in one transaction with all of its chunks: readers see the old or the new one.
-"""
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection as Many
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Column, LargeBinary, Table, bindparam, delete, func, insert, select
+from sqlalchemy import Select, Table, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlmodel import Field, SQLModel
 
-from retrieval.lexical_postgresql import add_words
+from retrieval import lexical
+from retrieval.documents import remove_documents, remove_versions
+from retrieval.errors import AlreadyDone
+from retrieval.ids import declared_id
+from retrieval.tables import collections, documents, file_batches, members
 
-ChunkId = int
+Status = Literal["in_progress", "completed", "failed", "cancelled"]
+COUNTED: tuple[Status, ...] = ("in_progress", "completed", "failed", "cancelled")
 
-
-class DocumentRow(SQLModel, table=True):
-    __tablename__ = "documents"
-
-    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
-    collection: str = Field(index=True)
-    path: str
-    fingerprint: str
-    """Changes with the content and with everything else that would change its chunks or their vectors."""
-    embedding: str
-    """Identity of the model that made its vectors; vectors of different models are never compared."""
-    title: str = ""
-    created_at: int = Field(sa_type=BigInteger)
+DAY_S = 86_400
 
 
-class ChunkRow(SQLModel, table=True):
-    __tablename__ = "chunks"
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A collection as the database has it."""
 
-    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
-    document_id: int = Field(foreign_key="documents.id", index=True, sa_type=BigInteger)
-    ordinal: int
-    heading: str = ""
-    text: str
-    tokens: int
-    vector: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    """float32 little-endian, unit length."""
-
-
-class NewChunk(NamedTuple):
-    heading: str
-    """The path of headings above it, `Quotas > Windows`."""
-    text: str
-    tokens: int
-    """As the embedding model counts."""
-
-
-class Chunk(NamedTuple):
-    id: ChunkId
-    path: str
-    title: str
-    heading: str
-    text: str
-    tokens: int
+    id: int
+    public_id: str
+    name: str
+    owner: str
+    description: str
+    embed: str
+    metadata: Mapping[str, Any]
+    expires_days: int | None
+    created_at: int
+    last_active_at: int
+    generation: int
 
     @property
-    def source(self) -> str:
-        return f"{self.path} — {self.heading}" if self.heading else self.path
+    def declared(self) -> bool:
+        """In the configuration, so that it is changed there and nowhere else."""
+        return not self.owner
+
+    @property
+    def expires_at(self) -> int | None:
+        return None if self.expires_days is None else self.last_active_at + self.expires_days * DAY_S
+
+    def expired(self, now_s: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now_s
 
 
-class Known(NamedTuple):
-    document_id: int
-    fingerprint: str
+@dataclass(frozen=True, slots=True)
+class Member:
+    id: int
+    collection_id: int
+    public_id: str
+    kind: str
+    name: str
+    attributes: Mapping[str, Any]
+    chunking: Mapping[str, Any]
+    status: Status
+    error_code: str
+    error_message: str
+    usage_bytes: int
+    created_at: int
+    batch_id: str
+    print: str
+    document_id: int | None
+    version: int
+    attempts: int
 
 
-documents: Table = DocumentRow.__table__  # type: ignore[attr-defined]
-chunks: Table = ChunkRow.__table__  # type: ignore[attr-defined]
+@dataclass(frozen=True, slots=True)
+class NewMember:
+    public_id: str
+    kind: Literal["file", "path", "url"]
+    name: str
+    attributes: Mapping[str, Any]
+    chunking: Mapping[str, Any]
+    print: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a list is asked for. `after` and `before` are public ids; ones that are not there are an empty page."""
+
+    limit: int = 20
+    after: str | None = None
+    before: str | None = None
+    ascending: bool = False
+
+
+_STORED = [collections.c[name] for name in Stored.__dataclass_fields__]
+_MEMBER = [members.c[name] for name in Member.__dataclass_fields__]
 
 
 class Catalog:
-    def __init__(self, database: AsyncEngine) -> None:
+    """
+    Args:
+        clock: Unix seconds.
+    """
+
+    def __init__(self, database: AsyncEngine, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._clock = clock
 
-    async def known(self, collection: str) -> dict[str, Known]:
-        """What is stored of a collection, by path."""
-        query = select(documents.c.path, documents.c.id, documents.c.fingerprint).where(
-            documents.c.collection == collection
+    # -- collections
+
+    async def declare(self, name: str, embed: str) -> Stored:
+        """The collection of the configuration with this name, made where it is not there yet."""
+        known = await self.get(declared_id(name))
+        if known is not None:
+            return known
+        return await self._create(declared_id(name), name, "", embed)
+
+    async def create(
+        self,
+        *,
+        name: str,
+        owner: str,
+        embed: str,
+        description: str = "",
+        metadata: Mapping[str, Any] = {},
+        expires_days: int | None = None,
+    ) -> Stored:
+        return await self._create(
+            f"vs_{secrets.token_hex(12)}", name, owner, embed, description, dict(metadata), expires_days
         )
-        async with self._database.connect() as connection:
-            return {path: Known(id_, fingerprint) for path, id_, fingerprint in await connection.execute(query)}
 
-    async def put(
-        self, document: DocumentRow, new: Sequence[NewChunk], vectors: NDArray[np.float32], *, replaces: int | None
-    ) -> tuple[list[ChunkId], list[ChunkId]]:
-        """Write a document with its chunks, in place of document `replaces` where given.
+    async def _create(
+        self,
+        public_id: str,
+        name: str,
+        owner: str,
+        embed: str,
+        description: str = "",
+        metadata: dict[str, Any] | None = None,
+        expires_days: int | None = None,
+    ) -> Stored:
+        now = int(self._clock())
+        values = {
+            "public_id": public_id, "name": name, "owner": owner, "description": description, "embed": embed,
+            "metadata": metadata or {}, "expires_days": expires_days, "created_at": now, "last_active_at": now,
+            "generation": 0, "claimed_by": "", "claimed_until": 0,
+        }  # fmt: skip
+        async with self._database.begin() as connection:
+            made = insert(collections).values(values).returning(collections.c.id)
+            id_ = int((await connection.execute(made)).scalar_one())
+            await lexical.create_table(connection, id_)
+        found = await self.get(public_id)
+        assert found is not None
+        return found
+
+    async def get(self, public_id: str) -> Stored | None:
+        found = await self._collections(select(*_STORED).where(collections.c.public_id == public_id))
+        return found[0] if found else None
+
+    async def by_number(self, id_: int) -> Stored | None:
+        found = await self._collections(select(*_STORED).where(collections.c.id == id_))
+        return found[0] if found else None
+
+    async def listed(self, page: Page, *, owner: str | None, declared: Many[str]) -> list[Stored]:
+        """One more than `page.limit` where there are more.
 
         Args:
-            vectors: float32 [len(new), dim].
+            owner: only those of this role; None: those of all.
+            declared: public ids of the configuration's to be shown beside them.
+        """
+        mine = collections.c.owner != "" if owner is None else collections.c.owner == owner
+        visible = or_(mine, collections.c.public_id.in_(list(declared)))
+        query = select(*_STORED).where(visible)
+        return await self._collections(await self._paged(query, collections, page))
 
-        Returns:
-            The ids of the new chunks, in order, and those of the chunks that went.
+    async def update(self, stored: Stored, **values: Any) -> Stored | None:
+        """name, description, metadata, expires_days."""
+        values = values | {"last_active_at": int(self._clock())}
+        async with self._database.begin() as connection:
+            await connection.execute(update(collections).where(collections.c.id == stored.id).values(values))
+        return await self.get(stored.public_id)
+
+    async def touch(self, id_: int) -> None:
+        """It has been used: its time to expire begins anew."""
+        async with self._database.begin() as connection:
+            now = int(self._clock())
+            await connection.execute(
+                update(collections)
+                .where(collections.c.id == id_, collections.c.last_active_at < now)
+                .values(last_active_at=now)
+            )
+
+    async def delete(self, stored: Stored) -> None:
+        """With everything that is in it; the files themselves stay."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                update(collections).where(collections.c.id == stored.id).values(generation=collections.c.generation + 1)
+            )  # first a write: a transaction that begins by reading cannot wait for another writer
+            held = select(documents.c.id).where(documents.c.collection_id == stored.id)
+            await lexical.drop_table(connection, stored.id)
+            await remove_documents(connection, (await connection.execute(held)).scalars().all())
+            for table in (members, file_batches):
+                await connection.execute(delete(table).where(table.c.collection_id == stored.id))
+            await connection.execute(delete(collections).where(collections.c.id == stored.id))
+
+    async def expired(self) -> Sequence[Stored]:
+        query = select(*_STORED).where(
+            collections.c.expires_days.is_not(None),
+            collections.c.last_active_at + collections.c.expires_days * DAY_S <= int(self._clock()),
+        )
+        return await self._collections(query)
+
+    async def generations(self) -> dict[int, int]:
+        async with self._database.connect() as connection:
+            rows = await connection.execute(select(collections.c.id, collections.c.generation))
+            return {row.id: row.generation for row in rows}
+
+    # -- members
+
+    async def counts(self, ids: Sequence[int]) -> dict[int, tuple[dict[str, int], int]]:
+        """By collection: members by status, and the bytes of what they say."""
+        query = (
+            select(members.c.collection_id, members.c.status, func.count(), func.sum(members.c.usage_bytes))
+            .where(members.c.collection_id.in_(list(ids)))
+            .group_by(members.c.collection_id, members.c.status)
+        )
+        found: dict[int, tuple[dict[str, int], int]] = {id_: (dict.fromkeys(COUNTED, 0), 0) for id_ in ids}
+        async with self._database.connect() as connection:
+            for id_, status, count, size in await connection.execute(query):
+                by_status, total = found[id_]
+                found[id_] = ({**by_status, status: int(count)}, total + int(size or 0))
+        return found
+
+    async def member(self, collection: int, public_id: str) -> Member | None:
+        query = select(*_MEMBER).where(members.c.collection_id == collection, members.c.public_id == public_id)
+        found = await self._members(query)
+        return found[0] if found else None
+
+    async def members(
+        self, collection: int, page: Page, *, status: str | None = None, batch: str | None = None
+    ) -> list[Member]:
+        """One more than `page.limit` where there are more."""
+        query = select(*_MEMBER).where(members.c.collection_id == collection)
+        if status is not None:
+            query = query.where(members.c.status == status)
+        if batch is not None:
+            query = query.where(members.c.batch_id == batch)
+        within = members.c.collection_id == collection
+        return await self._members(await self._paged(query, members, page, within=within))
+
+    async def all_members(self, collection: int) -> list[Member]:
+        return await self._members(select(*_MEMBER).where(members.c.collection_id == collection))
+
+    async def attach(self, collection: int, new: Sequence[NewMember], *, batch: str = "") -> None:
+        """They are built in the background. One that is there already is built anew, and is found as it was until then."""
+        now = int(self._clock())
+        async with self._database.begin() as connection:
+            await self._active(connection, collection, now)
+            for one in new:
+                again = update(members).where(
+                    members.c.collection_id == collection, members.c.public_id == one.public_id
+                )
+                values = {
+                    "kind": one.kind, "name": one.name, "attributes": dict(one.attributes),
+                    "chunking": dict(one.chunking), "print": one.print, "batch_id": batch, "status": "in_progress",
+                    "error_code": "", "error_message": "", "attempts": 0, "claimed_by": "", "claimed_until": 0,
+                }  # fmt: skip
+                changed = await connection.execute(again.values(**values, version=members.c.version + 1))
+                if changed.rowcount == 0:
+                    first = {"public_id": one.public_id, "collection_id": collection, "created_at": now}
+                    nothing = {"usage_bytes": 0, "version": 0, "document_id": None}
+                    await connection.execute(insert(members).values(values | first | nothing))
+
+    async def set_attributes(self, member: Member, attributes: Mapping[str, Any]) -> None:
+        """They count for searches at once: nothing is built anew."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                update(members).where(members.c.id == member.id).values(attributes=dict(attributes))
+            )
+            await self._active(connection, member.collection_id, int(self._clock()))
+
+    async def detach(self, collection: int, public_ids: Many[str]) -> int:
+        """How many were there."""
+        async with self._database.begin() as connection:
+            await self._active(connection, collection, int(self._clock()))
+            gone = members.c.collection_id == collection, members.c.public_id.in_(list(public_ids))
+            return await remove_members(connection, collection, and_(*gone))
+
+    async def detach_everywhere(self, file_id: str) -> None:
+        """A file is deleted: it leaves all collections."""
+        async with self._database.begin() as connection:
+            holders = (
+                update(members)
+                .where(members.c.public_id == file_id, members.c.kind == "file")
+                .values(version=members.c.version + 1)
+                .returning(members.c.collection_id)
+            )
+            for collection in set((await connection.execute(holders)).scalars().all()):
+                await self._active(connection, collection, int(self._clock()))
+                only = and_(members.c.collection_id == collection, members.c.public_id == file_id)
+                await remove_members(connection, collection, only)
+
+    async def rebuild(self, collection: int) -> int:
+        """All members are read anew; what can be found stays until then. How many there are."""
+        async with self._database.begin() as connection:
+            again = {"status": "in_progress", "error_code": "", "error_message": "", "attempts": 0, "claimed_until": 0}
+            changed = await connection.execute(
+                update(members)
+                .where(members.c.collection_id == collection)
+                .values(**again, claimed_by="", version=members.c.version + 1)
+            )
+            return int(changed.rowcount)
+
+    # -- batches
+
+    async def open_batch(self, collection: int) -> str:
+        id_ = f"vsfb_{secrets.token_hex(12)}"
+        async with self._database.begin() as connection:
+            values = {"id": id_, "collection_id": collection, "created_at": int(self._clock()), "cancelled": False}
+            await connection.execute(insert(file_batches).values(values))
+        return id_
+
+    async def batch(self, collection: int, id_: str) -> tuple[int, bool, dict[str, int]] | None:
+        """(created_at, cancelled, members by status)"""
+        query = select(file_batches).where(file_batches.c.id == id_, file_batches.c.collection_id == collection)
+        counts = (
+            select(members.c.status, func.count())
+            .where(members.c.collection_id == collection, members.c.batch_id == id_)
+            .group_by(members.c.status)
+        )
+        async with self._database.connect() as connection:
+            row = (await connection.execute(query)).one_or_none()
+            if row is None:
+                return None
+            by_status = dict.fromkeys(COUNTED, 0) | {status: int(n) for status, n in await connection.execute(counts)}
+        return row.created_at, bool(row.cancelled), by_status
+
+    async def cancel_batch(self, collection: int, id_: str) -> None:
+        """What is not done yet is not done any more.
+
+        Raises:
+            AlreadyDone: nothing is left to cancel.
         """
         async with self._database.begin() as connection:
-            gone = await self._remove(connection, [replaces] if replaces is not None else [])
-            values = document.model_dump(exclude={"id"})
-            document_id = await _inserted(connection, documents, values)
-            ids = []
-            for ordinal, (chunk, vector) in enumerate(zip(new, vectors, strict=True)):
-                row = {
-                    **chunk._asdict(),
-                    "document_id": document_id,
-                    "ordinal": ordinal,
-                    "vector": vector.astype("<f4").tobytes(),
-                }
-                ids.append(await _inserted(connection, chunks, row))
-            if connection.dialect.name == "postgresql":  # SQLite has triggers for it
-                await add_words(connection, [(id_, one.heading, one.text) for id_, one in zip(ids, new, strict=True)])
-        return ids, gone
+            waiting = and_(
+                members.c.collection_id == collection, members.c.batch_id == id_, members.c.status == "in_progress"
+            )
+            changed = await connection.execute(
+                update(members).where(waiting).values(status="cancelled", version=members.c.version + 1)
+            )
+            if changed.rowcount == 0:
+                raise AlreadyDone(f"the batch {id_} is not in progress any more")
+            await connection.execute(update(file_batches).where(file_batches.c.id == id_).values(cancelled=True))
 
-    async def remove(self, document_ids: Iterable[int]) -> list[ChunkId]:
-        """Returns the ids of the chunks that went."""
-        async with self._database.begin() as connection:
-            return await self._remove(connection, list(document_ids))
+    # --
 
-    async def _remove(self, connection: AsyncConnection, document_ids: list[int]) -> list[ChunkId]:
-        gone: list[ChunkId] = []
-        for document_id in document_ids:
-            # RETURNING, not a SELECT before: a transaction that begins by reading cannot wait for another writer
-            removal = delete(chunks).where(chunks.c.document_id == document_id).returning(chunks.c.id)
-            gone += (await connection.execute(removal)).scalars().all()
-            await connection.execute(delete(documents).where(documents.c.id == document_id))
-        return gone
-
-    async def vectors(self, collection: str, *, embedding: str) -> tuple[list[ChunkId], NDArray[np.float32]]:
-        """The ids of a collection that this model embedded, and their vectors, float32 [n, dim], in order of id."""
-        query = (
-            select(chunks.c.id, chunks.c.vector)
-            .join(documents, documents.c.id == chunks.c.document_id)
-            .where(documents.c.collection == collection, documents.c.embedding == embedding)
-            .order_by(chunks.c.id)
+    async def _active(self, connection: AsyncConnection, collection: int, now: int) -> None:
+        await connection.execute(
+            update(collections)
+            .where(collections.c.id == collection)
+            .values(last_active_at=now, generation=collections.c.generation + 1)
         )
+
+    async def _paged(self, query: Select[Any], table: Table, page: Page, *, within: Any = None) -> Select[Any]:
+        """By `id`, which grows as things are made."""
+        for cursor, forward in ((page.after, True), (page.before, False)):
+            if cursor is None:
+                continue
+            place = select(table.c.id).where(table.c.public_id == cursor)
+            place = place if within is None else place.where(within)
+            beyond = page.ascending == forward
+            border = place.scalar_subquery()
+            query = query.where(table.c.id > border if beyond else table.c.id < border)
+        order = table.c.id.asc() if page.ascending else table.c.id.desc()
+        return query.order_by(order).limit(page.limit + 1)
+
+    async def _collections(self, query: Select[Any]) -> list[Stored]:
         async with self._database.connect() as connection:
-            rows = (await connection.execute(query)).all()
-        matrix = np.frombuffer(b"".join(vector for _, vector in rows), "<f4")
-        return [id_ for id_, _ in rows], matrix.reshape(len(rows), -1) if rows else np.zeros((0, 0), np.float32)
+            return [Stored(*row) for row in await connection.execute(query)]
 
-    async def chunks(self, collection: str, ids: Sequence[ChunkId]) -> dict[ChunkId, Chunk]:
-        """Chunks of a collection by id; one that has been removed meanwhile is missing."""
-        query = (
-            select(chunks.c.id, documents.c.path, documents.c.title, chunks.c.heading, chunks.c.text, chunks.c.tokens)
-            .join(documents, documents.c.id == chunks.c.document_id)
-            .where(documents.c.collection == collection, chunks.c.id.in_(bindparam("ids", expanding=True)))
-        )
+    async def _members(self, query: Select[Any]) -> list[Member]:
         async with self._database.connect() as connection:
-            return {row[0]: Chunk(*row) for row in await connection.execute(query, {"ids": list(ids)})}
-
-    async def counts(self, collection: str) -> tuple[int, int]:
-        """(documents, chunks)"""
-        query = (
-            select(func.count(documents.c.id.distinct()), func.count(chunks.c.id))
-            .select_from(documents.outerjoin(chunks, documents.c.id == chunks.c.document_id))
-            .where(documents.c.collection == collection)
-        )
-        async with self._database.connect() as connection:
-            row = (await connection.execute(query)).one()
-        return int(row[0]), int(row[1])
+            return [Member(*row) for row in await connection.execute(query)]
 
 
-async def _inserted(connection: AsyncConnection, table: Table, values: dict[str, Any]) -> int:
-    """The new row's id."""
-    return int((await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one())
+async def remove_members(connection: AsyncConnection, collection: int, which: Any) -> int:
+    """With their documents, in this transaction, which has written something already."""
+    await remove_versions(connection, collection, which)
+    return int((await connection.execute(delete(members).where(which))).rowcount)

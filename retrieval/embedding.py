@@ -23,6 +23,12 @@ Vector = NDArray[np.float32]
 
 TEXTS_PER_CALL = 64
 WORDS_PER_CALL = 5000
+SPECIAL = 16
+"""Tokens around a text, and what a sum over words may miss."""
+
+UNKNOWN_WINDOW = 4096
+"""Less than all providers' models read today."""
+
 TRIES = 3
 """For a model that is swapped again and again."""
 
@@ -167,6 +173,12 @@ class Embedder:
         matrix = np.stack([one.vector for one in made])
         lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
         return (matrix / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+    async def window_tokens(self) -> int:
+        """What the model reads of one text, with a little left for special tokens; a guess where it cannot say."""
+        call = Call(EMBEDDINGS, Body(b"{}").replace(model=self.backend.name, input=["a"]), "window", self.backend.name)
+        size = await self.backend.count(call)
+        return max(32, size.context_tokens - SPECIAL) if size is not None else UNKNOWN_WINDOW
 
     async def word_counts(self, words: Iterable[str]) -> dict[str, int]:
         """Tokens of each distinct word as the model counts, special tokens aside; a guess on the safe side where it cannot."""

@@ -14,7 +14,35 @@ class CollectionNotReady(RetrievalError):
 
 
 class DocumentUnreadable(RetrievalError):
-    """One file cannot be turned into text; the others are not affected."""
+    """One file cannot be turned into text; the others are not affected.
+
+    Args:
+        kind: it is of a kind that is not read at all.
+    """
+
+    def __init__(self, message: str, *, kind: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class PageRefused(RetrievalError):
+    """A web page that must not, or cannot, be fetched."""
+
+
+class PageUnavailable(RetrievalError):
+    """A web page that does not answer now; what it said before is still found."""
+
+
+class FilterInvalid(RetrievalError):
+    """A filter over attributes that says nothing."""
+
+    def __init__(self, message: str, *, param: str = "filters") -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class AlreadyDone(RetrievalError):
+    """What should be stopped has ended."""
 
 
 class EmbeddingFailed(RetrievalError):

@@ -1,47 +1,49 @@
 """Compares with every vector. The right index for small collections, and the measure for the other one."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
+
+from retrieval.index import NOTHING, Keys, Nearest, Vectors, best, has_direction
 
 
 class ExactIndex:
     def __init__(self) -> None:
-        self._vectors: dict[int, NDArray[np.float32]] = {}
-        self._ids = np.zeros(0, np.int64)
-        self._matrix: NDArray[np.float32] | None = None
+        self._rows: dict[int, Vectors] = {}
+        self._keys: Keys = np.zeros(0, np.uint64)
+        self._matrix: Vectors | None = None
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._rows)
 
-    def add(self, ids: Sequence[int], vectors: NDArray[np.float32]) -> None:
-        self._vectors |= zip(ids, vectors, strict=True)
+    def add(self, keys: Keys, vectors: Vectors) -> None:
+        self._rows |= zip(keys.tolist(), vectors, strict=True)
         self._matrix = None
 
-    def remove(self, ids: Sequence[int]) -> None:
-        for id_ in ids:
-            self._vectors.pop(id_, None)
+    def remove(self, keys: Keys) -> None:
+        for key in keys.tolist():
+            self._rows.pop(key, None)
         self._matrix = None
 
-    def search(self, vector: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-        if not self._vectors or not _has_direction(vector):
-            return []
-        scores = self._stacked() @ vector
-        k = min(k, len(scores))
-        best = np.argpartition(-scores, k - 1)[:k]
-        best = best[np.lexsort((self._ids[best], -scores[best]))]
-        return [(int(self._ids[place]), float(scores[place])) for place in best]
+    def search(self, vector: Vectors, k: int, *, within: Keys | None = None) -> Nearest:
+        if not self._rows or not has_direction(vector):
+            return NOTHING
+        matrix = self._stacked()
+        if within is None:
+            return best(self._keys, matrix @ vector, k)
+        rows = np.flatnonzero(np.isin(self._keys, within))
+        return best(self._keys[rows], matrix[rows] @ vector, k)
 
-    def similarity(self, vector: NDArray[np.float32], ids: Sequence[int]) -> dict[int, float]:
-        return {id_: float(self._vectors[id_] @ vector) for id_ in ids if id_ in self._vectors}
+    def get(self, keys: Keys) -> tuple[Keys, Vectors]:
+        there = [key for key in keys.tolist() if key in self._rows]
+        if not there:
+            return NOTHING.keys, np.zeros((0, 0), np.float32)
+        return np.asarray(there, np.uint64), np.stack([self._rows[key] for key in there])
 
-    def _stacked(self) -> NDArray[np.float32]:
+    def all(self) -> tuple[Keys, Vectors]:
+        matrix = self._stacked()
+        return self._keys, matrix
+
+    def _stacked(self) -> Vectors:
         if self._matrix is None:
-            self._ids = np.fromiter(self._vectors, np.int64, len(self._vectors))
-            self._matrix = np.stack(list(self._vectors.values()))
+            self._keys = np.fromiter(self._rows, np.uint64, len(self._rows))
+            self._matrix = np.stack(list(self._rows.values())) if self._rows else np.zeros((0, 0), np.float32)
         return self._matrix
-
-
-def _has_direction(vector: NDArray[np.float32]) -> bool:
-    return bool(np.isfinite(vector).all() and vector.any())

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.embedding_cache import EmbeddingCache
-from retrieval.index import EXACT_UPTO, VectorIndex, make_index
+from retrieval.index import EXACT_UPTO, VectorIndex
+from retrieval.indexes import make_index
 
 INDEXES = 8
 """Kept; the longest unused one goes."""
@@ -38,7 +39,7 @@ class _Shelf:
     def remove(self, keys: set[bytes]) -> None:
         for key in keys:
             del self.texts[key]
-        self.index.remove([self.numbers.pop(key) for key in keys])
+        self.index.remove(np.asarray([self.numbers.pop(key) for key in keys], np.uint64))
 
     def add(self, texts: dict[bytes, str], vectors: list[NDArray[np.float32]]) -> None:
         matrix = unit(np.stack(vectors))  # before anything changes: it may fail
@@ -46,7 +47,7 @@ class _Shelf:
         self.keys += texts
         self.texts |= texts
         self.numbers |= {key: first + place for place, key in enumerate(texts)}
-        self.index.add(range(first, first + len(texts)), matrix)
+        self.index.add(np.arange(first, first + len(texts), dtype=np.uint64), matrix)
 
 
 class TextSearch:
@@ -66,7 +67,8 @@ class TextSearch:
             length = float(np.linalg.norm(vector))
             wanted = (vector / length).astype(np.float32) if length > 0 else vector
             found = await asyncio.to_thread(shelf.index.search, wanted, k)
-            return [Near(shelf.texts[shelf.keys[number]], score) for number, score in found]
+            pairs = zip(found.keys.tolist(), found.scores.tolist(), strict=True)
+            return [Near(shelf.texts[shelf.keys[number]], score) for number, score in pairs]
 
     def _shelf(self, owner: str, space: bytes) -> _Shelf:
         shelf = self._shelves.setdefault((owner, space), _Shelf())

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import retrieval.catalog  # noqa: F401
+import retrieval.tables  # noqa: F401
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=SQLModel.metadata, render_as_batch=True

@@ -1,6 +1,7 @@
 """POST /v1/embeddings/files, and what it has made once more under its id."""
 
 import asyncio
+from contextlib import closing
 from typing import Any
 
 from litestar import Request, Response, get, post
@@ -31,12 +32,17 @@ class FilesRoute:
         try:
             exchange.caller = authenticate(headers.get(b"authorization", b""), PATH, scope)
             upload = await read_upload(
-                receive, headers, limit_bytes=services.max_body_bytes, announced_bytes=announced_bytes(headers)
+                receive,
+                headers,
+                limit_bytes=services.max_body_bytes,
+                announced_bytes=announced_bytes(headers),
+                folder=services.loaded.home,
             )
-            events = b"text/event-stream" in headers.get(b"accept", b"").lower()
-            work = services.embedding_files.answer(exchange, upload, outlet, events=events)
-            if not await until_gone(scope, work):
-                exchange.outcome = "client_left"
+            with closing(upload):
+                events = b"text/event-stream" in headers.get(b"accept", b"").lower()
+                work = services.embedding_files.answer(exchange, upload, outlet, events=events)
+                if not await until_gone(scope, work):
+                    exchange.outcome = "client_left"
         except asyncio.CancelledError:
             await outlet.failure(GatewayStopping())
             raise

@@ -34,10 +34,8 @@ async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
         store = "failed"
     limits = "failed" if services.house.quotas.failing else "ok"
     backends = {name: backend.status() for name, backend in services.backends.items()}
-    collections = {name: searcher.state for name, searcher in services.searchers.items()}
-    degraded = "failed" in (*backends.values(), limits) or any(
-        not searcher.ready for searcher in services.searchers.values()
-    )
+    collections = {name: one.state for name, one in services.knowledge.declared.items()}
+    degraded = "failed" in (*backends.values(), limits) or not services.knowledge.ready
     unavailable = store == "failed" or (limits == "failed" and not services.house.quotas.goes_on_alone)
     status = "unavailable" if unavailable else "degraded" if degraded else "ready"
     body = {"status": status, "store": store, "limits": limits, "backends": backends, "collections": collections}
@@ -47,6 +45,6 @@ async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
 @get("/metrics", tags=["Operation"], summary="Prometheus", media_type="text/plain; version=0.0.4; charset=utf-8")
 async def metrics(request: Request[Any, Any, Any]) -> bytes:
     services = services_of(request)
-    for name, searcher in services.searchers.items():
-        services.metrics.collection(name, len(searcher.index))
+    for name, vectors in services.knowledge.chunks().items():
+        services.metrics.collection(name, vectors)
     return services.metrics.render()

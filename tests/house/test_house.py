@@ -80,7 +80,7 @@ def test_the_lock_files_pin_every_package_by_hash() -> None:
 def test_the_migrations_make_exactly_the_tables_of_the_models(request: pytest.FixtureRequest, kind: str) -> None:
     import policies.generations
     import policies.keys
-    import retrieval.catalog
+    import retrieval.tables
 
     if kind == "sqlite":
         url = f"sqlite:///{request.getfixturevalue('tmp_path')}/x.db"
@@ -97,7 +97,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(request: pytest.Fi
         } == wanted
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == HEAD_REVISION
-    assert {policies.keys.keys_table.name, retrieval.catalog.chunks.name} <= set(made.get_table_names())
+    assert {policies.keys.keys_table.name, retrieval.tables.chunks.name} <= set(made.get_table_names())
     engine.dispose()
 
 

@@ -2,9 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.catalog import NewChunk
-from retrieval.chunking import chunk, headings_of, title_of
-from retrieval.parsing import Parsed
+from retrieval.chunking import MAX_CODE_TOKENS, Cut, blocks, chunk
+from retrieval.parsing import Page, Parsed, parse
 from retrieval.settings import ChunkSettings
 
 
@@ -12,8 +11,15 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def sliced(text: str, max_tokens: int = 16, overlap_tokens: int = 0, *, markdown: bool = True) -> list[NewChunk]:
-    return chunk(Parsed(text, markdown), ChunkSettings(max_tokens=max_tokens, overlap_tokens=overlap_tokens), words)
+def sliced(
+    text: str, max_tokens: int = 16, overlap_tokens: int = 0, *, markdown: bool = True, title: str = ""
+) -> list[Cut]:
+    settings = ChunkSettings(max_tokens=max_tokens, overlap_tokens=overlap_tokens)
+    return chunk(Parsed(title, (Page(None, text),), markdown), settings, words, window_tokens=100)
+
+
+def headings_of(text: str) -> list[str]:
+    return [block.text for block in blocks(Parsed("", (Page(None, text),), markdown=True)) if block.kind == "heading"]
 
 
 def sentence(name: str, size: int = 12) -> str:
@@ -61,21 +67,24 @@ PIECES = st.sampled_from(
     overlap=st.integers(0, 8),
     markdown=st.booleans(),
 )
-def test_no_chunk_is_larger_than_allowed_or_empty_and_each_is_a_piece_of_the_text(
+def test_no_chunk_is_larger_than_allowed_or_empty(
     pieces: list[str], max_tokens: int, overlap: int, markdown: bool
 ) -> None:
     text = "".join(pieces)
     for one in sliced(text, max_tokens, overlap, markdown=markdown):
-        assert 0 < one.tokens == words(one.text) <= max_tokens
-        assert one.text in text
+        assert one.text.strip()
+        assert one.tokens == words(one.text)
+        if not markdown or not any(mark in text for mark in ("```", "~~~", "| a |")):
+            assert one.tokens <= max_tokens
+        assert one.windows
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=400), st.integers(16, 30))
-def test_sizes_hold_for_any_text_and_a_count_of_characters(text: str, max_tokens: int) -> None:
-    for markdown in (True, False):
-        made = chunk(Parsed(text, markdown), ChunkSettings(max_tokens=max_tokens, overlap_tokens=4), len)
-        assert all(0 < one.tokens <= max_tokens for one in made)
+def test_sizes_hold_for_any_plain_text_and_a_count_of_characters(text: str, max_tokens: int) -> None:
+    parsed = Parsed("", (Page(None, text),), markdown=False)
+    made = chunk(parsed, ChunkSettings(max_tokens=max_tokens, overlap_tokens=4), len, window_tokens=64)
+    assert all(0 < one.tokens <= max_tokens for one in made)
 
 
 def test_no_word_of_a_text_is_lost() -> None:
@@ -113,7 +122,7 @@ def test_each_chunk_knows_the_headings_above_it() -> None:
     ],
 )
 def test_headings_are_lines_with_marks_outside_code_fences(text: str, titles: list[str]) -> None:
-    assert [title for _, _, title in headings_of(text)] == titles
+    assert headings_of(text) == titles
 
 
 @pytest.mark.parametrize(
@@ -122,27 +131,60 @@ def test_headings_are_lines_with_marks_outside_code_fences(text: str, titles: li
     ids=["four marks", "an opening inside", "code in a line"],
 )
 def test_a_fence_ends_with_marks_of_its_own_length_alone_on_their_line(text: str) -> None:
-    assert [title for _, _, title in headings_of(text)] == ["yes"]
-
-
-@pytest.mark.parametrize(
-    ("text", "markdown", "title"),
-    [("intro\n\n## First\n# Second", True, "First"), ("no heading", True, ""), ("# First", False, "")],
-)
-def test_the_title_is_the_first_heading(text: str, markdown: bool, title: str) -> None:
-    assert title_of(Parsed(text, markdown)) == title
+    assert headings_of(text) == ["yes"]
 
 
 def test_chunks_overlap_by_no_more_than_asked() -> None:
-    text = " ".join(f"w{number}" for number in range(200))
+    text = " ".join(sentence(f"s{number}_", 4) for number in range(40))
     plain, overlapping = sliced(text, 20, 0, markdown=False), sliced(text, 20, 5, markdown=False)
     shared = [
         len(set(one.text.split()) & set(other.text.split()))
         for one, other in zip(overlapping, overlapping[1:], strict=False)
     ]
-    assert all(0 < size <= 5 for size in shared)
-    assert len(overlapping) > len(plain)
-    assert sum(len(one.text.split()) for one in plain) == 200
+    assert any(shared)
+    assert all(size <= 5 for size in shared)
+    assert sum(len(one.text.split()) for one in plain) == 160
+
+
+def test_every_piece_of_a_table_has_its_head_and_whole_rows() -> None:
+    rows = [f"| name{number} | {number} metres high |" for number in range(30)]
+    made = sliced("\n".join(["# Peaks", "", "| peak | height |", "| --- | --- |", *rows]), 40)
+    assert len(made) > 3
+    for one in made:
+        lines = [line for line in one.text.splitlines() if line.startswith("|")]
+        assert lines[:2] == ["| peak | height |", "| --- | --- |"]
+        assert all(line in rows for line in lines[2:])
+        assert one.heading == "Peaks"
+    assert sum(one.text.count("metres high") for one in made) == 30
+
+
+def test_code_stays_whole_and_what_is_larger_than_any_chunk_is_cut_between_lines() -> None:
+    code = "```py\n" + "\n".join(f"value_{number} = {number}" for number in range(60)) + "\n```"
+    made = sliced(f"# A\n\nBefore it.\n\n{code}\n\nAfter it.", 32)
+    assert sum(code in one.text for one in made) == 1
+    huge = "```py\n" + "\n".join(f"value_{number} = {number}" for number in range(MAX_CODE_TOKENS)) + "\n```"
+    for one in sliced(huge, 64):
+        assert one.text.startswith("```py\n")
+        assert one.text.endswith("\n```")
+
+
+def test_a_chunk_longer_than_the_models_window_gets_several_vectors_each_under_its_heading() -> None:
+    text = "# Long\n\n" + " ".join(f"w{number}" for number in range(300))
+    parsed = Parsed("Title", (Page(None, text),), markdown=True)
+    made = chunk(parsed, ChunkSettings(max_tokens=400, overlap_tokens=0), words, window_tokens=100)
+    assert len(made) == 1
+    assert len(made[0].windows) >= 3
+    assert all(window.startswith("Title > Long\n") and words(window) <= 103 for window in made[0].windows)
+    assert {f"w{number}" for number in range(300)} <= set(" ".join(made[0].windows).split())
+
+
+def test_pages_and_titles_travel_with_chunks() -> None:
+    parsed = Parsed("Book", (Page(1, "One page. " * 3), Page(2, "# Two\n\nAnother page.")), markdown=True)
+    made = chunk(parsed, ChunkSettings(), words, window_tokens=100)
+    assert [(one.page, one.heading) for one in made] == [(1, "Book"), (2, "Book > Two")]
+    assert [
+        (one.page, one.heading) for one in chunk(parse("notes.txt", b"words"), ChunkSettings(), words, window_tokens=9)
+    ] == [(None, "notes")]
 
 
 @pytest.mark.parametrize("text", ["", "   \n\n\t", "# Only\n\n## Headings\n"])

@@ -1,0 +1,16 @@
+"""Lists under /v1: cursor pages as OpenAI's."""
+
+from typing import Annotated, Literal
+
+from litestar.params import FromQuery, QueryParameter
+
+from retrieval.catalog import Page
+
+Limit = Annotated[int, QueryParameter(ge=1, le=100)]
+FileLimit = Annotated[int, QueryParameter(ge=1, le=10_000)]
+Order = Annotated[Literal["asc", "desc"], QueryParameter()]
+Cursor = FromQuery[str | None]
+
+
+def asked_page(limit: int, order: str, after: str | None, before: str | None) -> Page:
+    return Page(limit, after, before, ascending=order == "asc")

@@ -1,0 +1,75 @@
+"""Who works on what, where several gateways share a database: a claim that has to be renewed, so that it ends with its holder."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Table, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+LEASE_S = 15.0
+RENEW_S = 5.0
+
+
+class Leases:
+    """
+    Args:
+        clock: Unix seconds, which the hosts agree on within a few.
+    """
+
+    def __init__(self, database: AsyncEngine, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+        self.holder = f"{os.getpid()}-{secrets.token_hex(6)}"
+
+    async def claim(self, table: Table, where: Any, *, limit: int) -> list[int]:
+        """At most `limit` rows that nobody works on, by id; they are this holder's now."""
+        now = self._now()
+        free = select(table.c.id).where(where, table.c.claimed_until < now).order_by(table.c.id).limit(limit)
+        async with self._database.connect() as connection:
+            found = (await connection.execute(free)).scalars().all()
+        if not found:
+            return []
+        mine = (
+            update(table)
+            .where(table.c.id.in_(found), where, table.c.claimed_until < now)
+            .values(claimed_by=self.holder, claimed_until=now + int(LEASE_S * 1000))
+            .returning(table.c.id)
+        )
+        async with self._database.begin() as connection:
+            return sorted((await connection.execute(mine)).scalars().all())
+
+    async def release(self, table: Table, id_: int) -> None:
+        async with self._database.begin() as connection:
+            held = update(table).where(table.c.id == id_, table.c.claimed_by == self.holder)
+            await connection.execute(held.values(claimed_by="", claimed_until=0))
+
+    @asynccontextmanager
+    async def held(self, table: Table, id_: int) -> AsyncIterator[None]:
+        """Renews a claim while the block runs. A database that does not answer for long costs the claim, and nothing else:
+        what is written checks the version."""
+        task = asyncio.create_task(self._renew(table, id_))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _renew(self, table: Table, id_: int) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            until = self._now() + int(LEASE_S * 1000)
+            held = update(table).where(table.c.id == id_, table.c.claimed_by == self.holder)
+            try:
+                async with self._database.begin() as connection:
+                    await connection.execute(held.values(claimed_until=until))
+            except SQLAlchemyError:
+                continue
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)

@@ -1,0 +1,266 @@
+"""The openai SDK's files and vector stores, unmodified, against a real gateway."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+import pytest
+
+from tests.retrieval import samples
+from tests.running import Gateway
+
+FACTS = {
+    "heights.md": "# Heights\n\nThe pass of Abra Malaga lies at 4316 metres.\n\n# Rivers\n\nThe Urubamba flows north.\n",
+    "wool.txt": "Vicuna wool is the finest of all, and may be shorn every third year only.",
+    "meals.csv": "day,meal\nmonday,quinoa soup\ntuesday,potato stew\n",
+}
+
+
+@contextmanager
+def store_of(client: openai.OpenAI, **files: bytes) -> Iterator[Any]:
+    """A store with these files, read; removed at the end."""
+    store = client.vector_stores.create(name="test")
+    made = []
+    try:
+        for name, data in files.items():
+            uploaded = client.files.create(file=(name.replace("__", "."), data), purpose="assistants")
+            made.append(uploaded.id)
+            client.vector_stores.files.create_and_poll(uploaded.id, vector_store_id=store.id)
+        yield store
+    finally:
+        client.vector_stores.delete(store.id)
+        for id_ in made:
+            client.files.delete(id_)
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> openai.OpenAI:
+    return gateway.sdk(gateway.new_key(role="default"))
+
+
+def test_the_whole_life_of_a_vector_store(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create(
+        name="andes",
+        description="facts",
+        metadata={"team": "geo"},
+        expires_after={"anchor": "last_active_at", "days": 3},
+    )
+    assert (store.object, store.status, store.file_counts.total) == ("vector_store", "completed", 0)
+    assert store.metadata == {"team": "geo"}
+    assert store.expires_at is not None
+    assert store.expires_at == store.last_active_at + 3 * 86_400 if store.last_active_at else False
+    uploaded = client.files.create(file=("heights.md", FACTS["heights.md"].encode()), purpose="assistants")
+    assert (uploaded.object, uploaded.bytes, uploaded.filename) == ("file", len(FACTS["heights.md"]), "heights.md")
+    static: Any = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}}
+    member = client.vector_stores.files.create_and_poll(
+        uploaded.id, vector_store_id=store.id, attributes={"kind": "geo", "year": 2024}, chunking_strategy=static
+    )
+    assert (member.status, member.last_error) == ("completed", None)
+    assert member.chunking_strategy is not None
+    assert member.chunking_strategy.to_dict() == static
+    found = client.vector_stores.search(store.id, query="How high is the pass of Abra Malaga?")
+    assert found.data[0].filename == "heights.md"
+    assert "4316" in found.data[0].content[0].text
+    assert 0 <= found.data[0].score <= 1
+    assert found.data[0].attributes == {"kind": "geo", "year": 2024}
+    content = client.vector_stores.files.content(uploaded.id, vector_store_id=store.id)
+    assert "Urubamba" in "".join(part.text or "" for part in content.data)
+    assert client.files.content(uploaded.id).read() == FACTS["heights.md"].encode()
+    changed = client.vector_stores.update(store.id, name="peaks", metadata={"team": "hills"}, expires_after=None)
+    assert (changed.name, changed.metadata, changed.expires_at) == ("peaks", {"team": "hills"}, None)
+    assert client.vector_stores.retrieve(store.id).name == "peaks"
+    assert client.vector_stores.retrieve(store.id).usage_bytes > 0
+    assert client.vector_stores.files.delete(uploaded.id, vector_store_id=store.id).deleted
+    assert client.vector_stores.search(store.id, query="Abra Malaga").data == []
+    assert client.vector_stores.delete(store.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.vector_stores.retrieve(store.id)
+    assert client.files.delete(uploaded.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(uploaded.id)
+
+
+def test_upload_and_poll_and_batches(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    batch = client.vector_stores.file_batches.upload_and_poll(
+        store.id, files=[(name, text.encode()) for name, text in FACTS.items()]
+    )
+    assert (batch.status, batch.file_counts.completed, batch.file_counts.total) == ("completed", 3, 3)
+    names = {one.id for one in client.vector_stores.file_batches.list_files(batch.id, vector_store_id=store.id)}
+    assert names == {one.id for one in client.vector_stores.files.list(store.id)}
+    one = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=("more.txt", b"Alpacas hum."))
+    assert one.status == "completed"
+    found = client.vector_stores.search(store.id, query=["what do alpacas do", "potato stew"])
+    assert {"more.txt", "meals.csv"} <= {match.filename for match in found.data[:3]}
+    assert (
+        client.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store.id).object
+        == "vector_store.files_batch"
+    )
+    client.vector_stores.delete(store.id)
+
+
+def test_lists_have_cursors(client: openai.OpenAI) -> None:
+    stores = [client.vector_stores.create(name=f"page {number}") for number in range(5)]
+    mine = {store.id for store in stores}
+    assert [one.id for one in client.vector_stores.list(limit=2) if one.id in mine] == [one.id for one in stores[::-1]]
+    first = client.vector_stores.list(limit=2, order="asc", after=stores[0].id)
+    assert [one.id for one in first.data] == [stores[1].id, stores[2].id]
+    back = client.vector_stores.list(limit=10, order="asc", before=stores[1].id)
+    assert stores[0].id in [one.id for one in back.data]
+    assert stores[2].id not in [one.id for one in back.data]
+    for store in stores:
+        client.vector_stores.delete(store.id)
+
+
+def test_filters_choose_before_the_search_and_starve_nothing(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    files = [
+        client.files.create(file=(f"{n}.txt", f"Runner {n} rests at station {n}.".encode()), purpose="assistants")
+        for n in range(12)
+    ]
+    batch = client.vector_stores.file_batches.create_and_poll(
+        store.id,
+        files=[{"file_id": one.id, "attributes": {"number": n, "odd": bool(n % 2)}} for n, one in enumerate(files)],
+    )
+    assert batch.file_counts.completed == 12
+
+    def names(filters: Any) -> set[str]:
+        return {
+            one.filename
+            for one in client.vector_stores.search(store.id, query="runner", filters=filters, max_num_results=50)
+        }
+
+    assert names({"type": "eq", "key": "number", "value": 7}) == {"7.txt"}
+    assert names(
+        {
+            "type": "and",
+            "filters": [{"type": "gte", "key": "number", "value": 9}, {"type": "eq", "key": "odd", "value": True}],
+        }
+    ) == {"9.txt", "11.txt"}
+    assert names({"type": "nin", "key": "number", "value": list(range(1, 12))}) == {"0.txt"}
+    client.vector_stores.files.update(files[3].id, vector_store_id=store.id, attributes={"number": 100})
+    assert names({"type": "gt", "key": "number", "value": 50}) == {"3.txt"}
+    with pytest.raises(openai.BadRequestError, match="eq, ne"):
+        names({"type": "like", "key": "number", "value": 1})
+    client.vector_stores.delete(store.id)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code", "words"),
+    [
+        ("empty.txt", b"", "invalid_file", "empty"),
+        ("locked.pdf", samples.encrypted_pdf(), "invalid_file", "password"),
+        ("broken.docx", b"PK\x03\x04 not really", "invalid_file", "docx"),
+        ("garbage.pdf", bytes(range(256)) * 20, "invalid_file", "cannot be read"),
+        ("really-a-pdf.txt", samples.pdf(["words"]), "invalid_file", "extension"),
+        ("program.exe", b"MZ\x00\x01", "unsupported_file", "kind"),
+        ("noextension", b"some words", "unsupported_file", "extension"),
+        ("binary.md", b"\x00\x01\x02" * 100, "invalid_file", "binary"),
+    ],
+)
+def test_a_bad_file_says_what_is_wrong_with_it_and_disturbs_no_other(
+    client: openai.OpenAI, name: str, data: bytes, code: str, words: str
+) -> None:
+    store = client.vector_stores.create()
+    good = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=("good.txt", b"Condors circle."))
+    bad = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=(name, data))
+    assert good.status == "completed"
+    assert bad.status == "failed"
+    assert bad.last_error is not None
+    assert bad.last_error.code == code
+    assert words in bad.last_error.message
+    assert client.vector_stores.retrieve(store.id).file_counts.failed == 1
+    assert [one.filename for one in client.vector_stores.search(store.id, query="condors").data] == ["good.txt"]
+    client.vector_stores.delete(store.id)
+
+
+def test_a_bomb_is_refused_and_the_gateway_lives(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    bad = client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("bomb.xlsx", samples.zip_bomb_xlsx(300 * 2**20))
+    )
+    assert bad.last_error is not None
+    assert "unpacks to" in bad.last_error.message
+    client.vector_stores.delete(store.id)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd.txt", "..\\..\\x.txt", "/abs/olute.txt", "a\u202etxt.exe.txt", "x" * 400 + ".txt"]
+)
+def test_a_name_is_never_more_than_a_name(client: openai.OpenAI, name: str) -> None:
+    uploaded = client.files.create(file=(name, b"Words to find."), purpose="assistants")
+    assert "/" not in uploaded.filename
+    assert "\\" not in uploaded.filename
+    assert "\u202e" not in uploaded.filename
+    assert len(uploaded.filename) <= 255
+    assert uploaded.filename.endswith(".txt")
+    client.files.delete(uploaded.id)
+
+
+def test_nobody_sees_what_belongs_to_another_role(gateway: Gateway, client: openai.OpenAI) -> None:
+    stranger = gateway.sdk(gateway.new_key(role="readers"))
+    with store_of(client, secret__txt=b"The code word is chuspa.") as store:
+        file_id = client.vector_stores.files.list(store.id).data[0].id
+        refused = [
+            lambda: stranger.vector_stores.retrieve(store.id),
+            lambda: stranger.vector_stores.search(store.id, query="code word"),
+            lambda: stranger.vector_stores.delete(store.id),
+            lambda: stranger.vector_stores.update(store.id, name="mine"),
+            lambda: stranger.vector_stores.files.list(store.id),
+            lambda: stranger.vector_stores.files.content(file_id, vector_store_id=store.id),
+            lambda: stranger.vector_stores.files.delete(file_id, vector_store_id=store.id),
+            lambda: stranger.files.retrieve(file_id),
+            lambda: stranger.files.content(file_id),
+            lambda: stranger.files.delete(file_id),
+            lambda: stranger.vector_stores.create(file_ids=[file_id]),
+            lambda: stranger.chat.completions.create(
+                model="guide",
+                messages=[{"role": "user", "content": "code word?"}],
+                extra_body={"collections": [store.id]},
+            ),
+        ]
+        for ask in refused:
+            with pytest.raises(openai.NotFoundError):
+                ask()
+        assert store.id not in [one.id for one in stranger.vector_stores.list()]
+        assert file_id not in [one.id for one in stranger.files.list()]
+        assert store.id in [one.id for one in gateway.sdk().vector_stores.list()]  # administrators see it
+
+
+def test_collections_of_the_configuration_are_listed_and_read_only(gateway: Gateway, client: openai.OpenAI) -> None:
+    declared = next(one for one in client.vector_stores.list() if one.name == "handbook")
+    assert declared.file_counts.completed == 3
+    assert client.vector_stores.retrieve("handbook").id == declared.id
+    names = {one.to_dict()["filename"] for one in client.vector_stores.files.list(declared.id)}
+    assert {str(name).rsplit("/", 1)[-1] for name in names} == {"relay.md", "quipu.md", "bread.txt"}
+    assert client.vector_stores.search("handbook", query="knotted cords").data[0].filename.endswith("quipu.md")
+    for change in (
+        lambda: client.vector_stores.delete(declared.id),
+        lambda: client.vector_stores.update(declared.id, name="mine"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="configuration"):
+            change()
+    outsider = gateway.sdk(gateway.new_key(role="no-documents"))
+    assert "handbook" not in [one.name for one in outsider.vector_stores.list()]
+    with pytest.raises(openai.NotFoundError):
+        outsider.vector_stores.search("handbook", query="knotted cords")
+
+
+def test_what_is_wrong_with_a_request_is_named(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    wrong: list[tuple[str, Any]] = [
+        ("metadata", lambda: client.vector_stores.create(metadata={str(n): "x" for n in range(17)})),
+        ("expires_after", lambda: client.vector_stores.create(expires_after={"anchor": "created_at", "days": 1})),  # type: ignore[typeddict-item]
+        ("max_num_results", lambda: client.vector_stores.search(store.id, query="x", max_num_results=51)),
+        ("query", lambda: client.vector_stores.search(store.id, query="  ")),
+        ("file_id", lambda: client.vector_stores.files.create(store.id, file_id=None)),  # type: ignore[arg-type]
+        ("limit", lambda: client.vector_stores.list(limit=101)),
+        ("purpose", lambda: client.files.create(file=("a.txt", b"x"), purpose="nonsense")),  # type: ignore[arg-type]
+        ("ranker", lambda: client.vector_stores.search(store.id, query="x", ranking_options={"ranker": "minilm"})),  # type: ignore[typeddict-item]
+    ]
+    for word, ask in wrong:
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask()
+        assert word in str(refused.value), word
+    client.vector_stores.delete(store.id)
