@@ -27,7 +27,7 @@ _CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6}[ \t].*$", re.MULTILINE)
 _BLOCK_END = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.) )|\n(?=\|)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÀ-Þ0-9`\"'(\[*])")
-_STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(
     "a an and are as at be by can do does for from has have how i if in is it its me my not of on or so that the their "
     "there this to was what when where which who why will with you your".split()
 )
@@ -203,7 +203,7 @@ def question_of(body: Body) -> str:
 
 def _words(text: str) -> list[str]:
     """Lower case, without stop words, each cut to its stem, roughly: enough for `recorded` to meet `records`."""
-    return [_stem(word) for word in map(str.lower, _WORD.findall(text)) if word not in _STOP_WORDS]
+    return [_stem(word) for word in map(str.lower, _WORD.findall(text)) if word not in STOP_WORDS]
 
 
 def _stem(word: str) -> str:

@@ -31,7 +31,7 @@ from policies.roles import Caller
 from retrieval.catalog import Member, NewMember, Page, Stored
 from retrieval.documents import Chunk
 from retrieval.filters import check
-from retrieval.search import EVEN, Weights
+from retrieval.search import BALANCE, Weights
 from retrieval.settings import RetrievalSettings
 
 BUILT_IN_RANKERS = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
@@ -230,7 +230,7 @@ class CollectionDesk:
             check(fields.filters)
         options = fields.ranking_options
         values: dict[str, Any] = {"top_k": fields.max_num_results, "candidates": max(50, 2 * fields.max_num_results)}
-        weights = EVEN
+        weights = BALANCE
         if options is not None:
             values["min_score"] = options.score_threshold or 0.0
             values["rerank"] = self._ranker(caller, options.ranker)

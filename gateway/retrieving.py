@@ -24,7 +24,7 @@ from retrieval.citations import last_user
 from retrieval.filters import check
 from retrieval.retrievals import Retrievals, conversation_of
 from retrieval.rewriting import rewritten
-from retrieval.search import EVEN, Findings, Found, Searcher, Weights
+from retrieval.search import BALANCE, Findings, Found, Searcher, Weights
 from retrieval.settings import CollectionSettings, RetrievalSettings
 
 log = logging.getLogger("chasqui")
@@ -192,7 +192,7 @@ class Retrieving:
         request_id: str,
         *,
         condition: Any = None,
-        weights: Weights = EVEN,
+        weights: Weights = BALANCE,
     ) -> Findings:
         """
         Raises:

@@ -245,4 +245,8 @@ def chunk_settings(chunking: Mapping[str, Any]) -> ChunkSettings:
     static = chunking.get("static") or {}
     if not static:
         return ChunkSettings()
-    return ChunkSettings(max_tokens=static["max_chunk_size_tokens"], overlap_tokens=static["chunk_overlap_tokens"])
+    return ChunkSettings(
+        max_tokens=static["max_chunk_size_tokens"],
+        overlap_tokens=static["chunk_overlap_tokens"],
+        vector_tokens=chunking.get("vector_tokens", ChunkSettings().vector_tokens),
+    )

@@ -18,8 +18,8 @@ from retrieval.settings import ChunkSettings
 MAX_CODE_TOKENS = 2048
 """Of code that stays whole."""
 
-FULL_ENOUGH = 0.25
-"""Of a chunk: from here on the next heading begins a new one, so that a chunk is about one thing."""
+FULL_ENOUGH = 0.8
+"""Of a chunk: from here on the next heading begins a new one. Its vectors are about one thing each; it may well be about two."""
 
 Count = Callable[[str], int]
 """Tokens of a text, as the embedding model counts."""
@@ -67,7 +67,7 @@ def chunk(parsed: Parsed, settings: ChunkSettings, count: Count, *, window_token
         window_tokens: what the embedding model reads of one text.
     """
     chunks = _Filling(settings, count, parsed.title).fill(blocks(parsed))
-    return [_cut(one, count, window_tokens) for one in chunks]
+    return [_cut(one, count, min(settings.vector_tokens, window_tokens)) for one in chunks]
 
 
 def blocks(parsed: Parsed) -> Iterator[Block]:
@@ -253,13 +253,15 @@ class _Filling:
             yield f"{first}\n{part}\n{close}"
 
 
-def _cut(chunk: _Chunk, count: Count, window_tokens: int) -> Cut:
+def _cut(chunk: _Chunk, count: Count, room_tokens: int) -> Cut:
     text = "\n\n".join(chunk.parts)
     above = count(chunk.heading)
-    head = chunk.heading + "\n" if chunk.heading and above <= window_tokens // 3 else ""
-    room = window_tokens - (above if head else 0)
-    if count(text) <= room:
-        windows: tuple[str, ...] = (head + text,)
-    else:
-        windows = tuple(head + part for part in TextSplitter.from_callback(count, room, 0).chunks(text)) or (text,)
-    return Cut(chunk.heading, text, count(text), chunk.page, windows)
+    head = chunk.heading + "\n" if chunk.heading and above <= room_tokens // 2 else ""
+    windows = tuple(head + window for window in _windows(chunk.parts, count, max(16, room_tokens - above)))
+    return Cut(chunk.heading, text, count(text), chunk.page, windows or (head + text,))
+
+
+def _windows(parts: Sequence[str], count: Count, room_tokens: int) -> Iterator[str]:
+    """What vectors are made of."""
+    text = "\n\n".join(parts)
+    yield from [text] if count(text) <= room_tokens else TextSplitter.from_callback(count, room_tokens, 0).chunks(text)

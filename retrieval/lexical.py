@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from backends.quote import STOP_WORDS
 from retrieval import lexical_postgresql as postgresql
 from retrieval.tables import ChunkId, DocumentId
 
@@ -40,10 +41,10 @@ class LexicalIndex:
         if within is not None and not within:
             return []
         if self._database.dialect.name == "postgresql":
-            words = distinct(postgresql.words(query))
+            words = telling(postgresql.words(query))
             async with self._database.connect() as connection:
                 return await postgresql.search(connection, collection, words, k, within) if words else []
-        words = distinct(word.lower() for word in _TERM.findall(query))
+        words = telling(word.lower() for word in _TERM.findall(query))
         if not words:
             return []
         async with self._database.connect() as connection:
@@ -81,6 +82,12 @@ def table_of(collection: int) -> str:
 def quoted(words: Iterable[str]) -> str:
     """A MATCH expression for any of them. Each is quoted: FTS5's own operators are never a user's to write."""
     return " OR ".join(f'"{word}"' for word in words)
+
+
+def telling(words: Iterable[str]) -> list[str]:
+    """The words of a question that say something; of one that has no others, all."""
+    words = list(words)
+    return distinct(word for word in words if word not in STOP_WORDS) or distinct(words)
 
 
 def distinct(words: Iterable[str]) -> list[str]:

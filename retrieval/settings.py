@@ -10,6 +10,8 @@ from backends.settings import Name, Settings
 class ChunkSettings(Settings):
     max_tokens: Annotated[int, Field(ge=16, le=4096)] = 256
     overlap_tokens: Annotated[int, Field(ge=0)] = 32
+    vector_tokens: Annotated[int, Field(ge=16)] = 96
+    """What one vector stands for: a larger chunk has several, and is as near to a question as the nearest of them."""
 
     @model_validator(mode="after")
     def _overlap_is_smaller(self) -> "ChunkSettings":

@@ -23,6 +23,7 @@ from retrieval.tables import collections
 log = logging.getLogger("chasqui.collections")
 
 SCAN_S = 2.0
+TELL_S = 0.25
 
 
 class Content(NamedTuple):
@@ -107,6 +108,7 @@ class Declared:
         self._wake = wake
         self._clock = clock
         self._pages_at = 0.0
+        self._stored: Stored | None = None
         self.state = "waiting to be looked at"
         self.scanned = False
 
@@ -117,7 +119,17 @@ class Declared:
             except (SQLAlchemyError, OSError) as exc:
                 log.warning("collection '%s' cannot be looked at now: %s", self.settings.name, exc)
                 self.state = f"waiting: {exc}"[:200]
-            await asyncio.sleep(SCAN_S)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next look; meanwhile the state is told as it changes."""
+        for _ in range(round(SCAN_S / TELL_S)):
+            await asyncio.sleep(TELL_S)
+            if self.state != "ready" and self._stored is not None:
+                try:
+                    await self._tell(self._stored)
+                except SQLAlchemyError:
+                    continue
 
     async def scan(self) -> None:
         """Once: what is new or changed is built, what has gone goes."""
@@ -125,6 +137,7 @@ class Declared:
         if stored.embed != self.settings.embed:
             stored = await self._catalog.update(stored, embed=self.settings.embed) or stored
             await self._catalog.rebuild(stored.id)
+        self._stored = stored
         mine = await self._leases.claim(collections, collections.c.id == stored.id, limit=1)
         if mine:
             try:
@@ -185,7 +198,7 @@ class Declared:
 def _as_asked(settings: CollectionSettings) -> Mapping[str, object]:
     chunk = settings.chunk
     static = {"max_chunk_size_tokens": chunk.max_tokens, "chunk_overlap_tokens": chunk.overlap_tokens}
-    return {"type": "static", "static": static}
+    return {"type": "static", "static": static, "vector_tokens": chunk.vector_tokens}
 
 
 def _attributes(name: str) -> dict[str, str]:

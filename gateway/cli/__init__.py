@@ -9,6 +9,7 @@ COMMANDS = {
     "serve": "Start the gateway.",
     "check": "Check a configuration without starting anything.",
     "keys": "Create, list, disable and remove keys.",
+    "collections": "Fill, list, search and evaluate collections.",
     "models": "List models; prepare the ones in the box.",
     "worker": "Serve one GGUF, for gateways on other hosts.",
     "chat": "Talk to a model in the terminal.",
