@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/sh
 SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-embed bench-admission bench-peers soak
+.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-embed bench-retrieval bench-admission bench-peers soak
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -40,6 +40,10 @@ bench-admission: .venv/dev.stamp ## what it costs to keep the limits, in memory 
 bench-embed: .venv/dev.stamp ## what the embedding cache is worth: hits, misses, a million entries
 	@$(BIN)/chasqui models prepare --quiet
 	@$(BIN)/python -m tests.bench.embed
+
+bench-retrieval: .venv/dev.stamp ## searches over 100,000 chunks, with and without a filter; filling a collection beside the engine alone
+	@$(BIN)/chasqui models prepare --quiet
+	@$(BIN)/python -m tests.bench.retrieval
 
 soak: .venv/dev.stamp ## half load for SOAK_MINUTES (30): memory, descriptors and tasks of the gateway must not grow
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m tests.bench.soak

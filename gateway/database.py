@@ -66,7 +66,8 @@ async def open_database(url: str) -> AsyncEngine:
         raise DatabaseUnusable(_explain(parsed, exc)) from exc
     if _is_postgresql(parsed):
         return create_async_engine(_with_driver(parsed), **_options(parsed), **POOL)
-    engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:", 1))
+    # No values in messages: they are keys' digests, and the texts of documents.
+    engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:", 1), hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     return engine
 
@@ -109,7 +110,7 @@ def _put_aside(path: Path, why: str) -> None:
 
 
 def _cache_engine(path: Path) -> AsyncEngine:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _set_pragmas)
 
     @event.listens_for(engine.sync_engine, "handle_error")

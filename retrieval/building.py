@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.errors import BackendError, UpstreamRefused
@@ -81,13 +81,20 @@ class Builder:
                     await self._take()
                 except (SQLAlchemyError, OSError) as exc:
                     log.warning("the database does not say what is to be built: %s", exc)
-                sleeping = asyncio.create_task(self._library.wanted.wait())
-                await asyncio.wait([sleeping, *self._working], timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-                sleeping.cancel()
+                await self._pause()
         finally:
             for task in self._working:
                 task.cancel()
             await asyncio.gather(*self._working, return_exceptions=True)
+
+    async def _pause(self) -> None:
+        """Until there is something to do, or a document is done."""
+        wanted = asyncio.create_task(self._library.wanted.wait())
+        try:
+            await asyncio.wait([wanted, *self._working], timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+            await asyncio.gather(wanted, return_exceptions=True)
 
     async def _take(self) -> None:
         free = AT_ONCE - len(self._working)
@@ -108,6 +115,8 @@ class Builder:
                     return
                 member, stored = found
                 await self._build(member, stored)
+        except IntegrityError:
+            log.info("member %d was removed while it was built", id_)
         except (BackendError, SQLAlchemyError, EmbeddingFailed, PageUnavailable) as exc:
             await self._later(id_, member, exc)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from semantic_text_splitter import TextSplitter
 
-from retrieval.parsing import Parsed
+from retrieval.parsing import Parsed, heading_of
 from retrieval.settings import ChunkSettings
 
 MAX_CODE_TOKENS = 2048
@@ -24,7 +24,6 @@ FULL_ENOUGH = 0.8
 Count = Callable[[str], int]
 """Tokens of a text, as the embedding model counts."""
 
-_HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)$")
 _TABLE_RULE = re.compile(r" {0,3}\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+|\n")
@@ -99,9 +98,9 @@ def _markdown(text: str, page: int | None) -> Iterator[Block]:
             end = _end_of_code(lines, place, fence[1])
             yield Block("code", "\n".join(lines[place:end]), page)
             place = end
-        elif heading := _HEADING.match(line):
+        elif heading := heading_of(line):
             yield from flush()
-            yield Block("heading", heading[2].strip(), page, len(heading[1]))
+            yield Block("heading", heading[1], page, heading[0])
             place += 1
         elif "|" in line and place + 1 < len(lines) and "|" in lines[place + 1] and _TABLE_RULE.match(lines[place + 1]):
             yield from flush()

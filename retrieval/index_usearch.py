@@ -13,13 +13,18 @@ EXACT_WITHIN = 2_000
 FETCHED_MOST = 8_000
 """A walk that has to bring home more takes longer than comparing does."""
 
+WORN = 0.3
+"""Removed, in parts of what is there."""
+
 MARGIN = 1.5
 """More than the share of allowed keys says are fetched, since neighbours resemble each other in this, too."""
 
 
 class UsearchIndex:
-    def __init__(self, index: Index | None = None) -> None:
+    def __init__(self, index: Index | None = None, *, removed: int = 0) -> None:
         self._index = index
+        self._removed = removed
+        """Since the graph was made; each leaves a node that leads to nothing, until it is used again."""
 
     def __len__(self) -> int:
         return len(self._index) if self._index is not None else 0
@@ -38,6 +43,21 @@ class UsearchIndex:
             there = keys[np.asarray(self._index.contains(keys))]
             if len(there):
                 self._index.remove(there)
+                self._removed += len(there)
+
+    @property
+    def worn(self) -> bool:
+        """So much was removed from it that searches may miss what is there."""
+        return self._removed > WORN * max(1, len(self))
+
+    def renewed(self) -> "UsearchIndex":
+        """A new graph of the same vectors; takes as long as adding them did."""
+        assert self._index is not None
+        fresh = UsearchIndex()
+        keys = np.asarray(self._index.keys, np.uint64)
+        for start in range(0, len(keys), 10_000):
+            fresh.add(*self.get(keys[start : start + 10_000]))
+        return fresh
 
     def search(self, vector: Vectors, k: int, *, within: Keys | None = None) -> Nearest:
         if not len(self) or not has_direction(vector):  # NaN would rank first
@@ -91,4 +111,4 @@ class UsearchIndex:
             raise ValueError("it holds vectors of other dimensions")
         index = Index(ndim=dimensions, metric="cos", dtype="f16")
         index.load(str(path))
-        return cls(index)
+        return cls(index, removed=int(about["count_deleted"]))

@@ -103,7 +103,7 @@ async def _ranked(
     where = f"{table} MATCH :words"
     if within is not None:
         inside = "SELECT id FROM chunks WHERE document_id IN (SELECT value FROM json_each(:within))"
-        where += f" AND {table}.rowid IN ({inside})"
+        where += f" AND +{table}.rowid IN ({inside})"
         values["within"] = json.dumps(list(within))
     query = text(
         f"SELECT id, -score FROM (SELECT rowid AS id, bm25({table}, 2.0, 1.0) AS score FROM {table} WHERE {where} "  # noqa: S608

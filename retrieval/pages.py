@@ -12,6 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from retrieval.errors import PageRefused, PageUnavailable
 
@@ -19,6 +20,20 @@ MAX_REDIRECTS = 5
 TOTAL_S = 30.0
 CONNECT_S = 10.0
 GONE = (400, 401, 403, 404, 405, 406, 410, 414, 451)
+
+NOT_PUBLIC = [
+    ipaddress.ip_network(one)
+    for one in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "fec0::/10",
+        "5f00::/16",
+        "3fff::/20",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+    )
+]
+"""What Python's own judgement lets through: relays, translations to IPv4, addresses of other times."""
 
 EXTENSIONS = {
     "text/html": ".html",
@@ -69,9 +84,10 @@ class Pages:
                     if answer.status not in (301, 302, 303, 307, 308):
                         return await self._read(asked, answer)
                     url = urljoin(url, answer.headers.get("location", ""))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
-            refused = exc.__cause__ if isinstance(exc.__cause__, PageRefused) else None
-            raise refused or PageUnavailable(f"{asked} does not answer: {exc or type(exc).__name__}") from None
+        except (aiohttp.InvalidURL, ValueError) as exc:
+            raise PageRefused(f"{asked[:200]} is no address of a web page: {exc}") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            raise _refusal(exc) or PageUnavailable(f"{asked} does not answer: {exc or type(exc).__name__}") from None
         raise PageRefused(f"{asked} redirects more than {MAX_REDIRECTS} times")
 
     def _check(self, url: str) -> bool:
@@ -83,7 +99,7 @@ class Pages:
         if urlsplit(url).scheme not in ("http", "https"):
             raise PageRefused(f"{url[:200]} is no address of a web page")
         host, place = place_of(url)
-        if host in self._allowed or place in self._allowed:
+        if "*" not in host and (host in self._allowed or place in self._allowed):
             return True
         if host not in self._hosts and not any(fnmatchcase(host, one) for one in self._allowed):
             raise PageRefused(f"the host of {url[:200]} is not allowed; name it in `allow_hosts` if it should be")
@@ -115,7 +131,15 @@ class Pages:
         if kind == "text/plain" and path.endswith((".md", ".csv", ".tsv", ".rst")):
             extension = path[path.rindex(".") :]
         name = asked if asked.endswith(extension) else asked + extension
-        return Fetched(name, bytes(data))
+        return Fetched(name, _as_utf8(bytes(data), answer.charset) if extension == ".html" else bytes(data))
+
+
+def _as_utf8(data: bytes, charset: str | None) -> bytes:
+    """What the header says counts before what the page says."""
+    try:
+        return data.decode(charset, "replace").encode() if charset is not None else data
+    except LookupError:
+        return data
 
 
 class _Resolver(AbstractResolver):
@@ -144,18 +168,27 @@ class _Resolver(AbstractResolver):
         pass
 
 
+def _refusal(exc: BaseException) -> PageRefused | None:
+    """Of our resolver, however deep the client has wrapped it."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, PageRefused):
+        cause = cause.__cause__
+    return cause
+
+
 def is_public(address: Any) -> bool:
     mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
     if mapped is not None:
         return is_public(mapped)
-    return bool(address.is_global and not address.is_multicast and not address.is_reserved)
+    odd = any(address in network for network in NOT_PUBLIC if network.version == address.version)
+    return bool(address.is_global and not address.is_multicast and not address.is_reserved and not odd)
 
 
 def place_of(url: str) -> tuple[str, str]:
-    """(host, host:port), in lower case."""
+    """(host, host:port), in lower case: as the client will read them, which knows more spellings than one."""
     try:
-        parts = urlsplit(url)
-        host, port = (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+        parts = URL(url)
+        host, port = (parts.host or "").lower(), parts.port or 0
     except ValueError:
         return "", ""
     return host, f"{host}:{port}"

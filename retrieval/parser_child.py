@@ -39,7 +39,10 @@ def main() -> None:
         except DocumentUnreadable as exc:
             answer = {"unreadable": str(exc), "kind": exc.kind}
         except MemoryError:
-            answer = {"unreadable": "it needs more memory than is allowed (files.parse_memory_mb)", "kind": False}
+            answer = {
+                "unreadable": f"{job.get('name', 'it')} needs more memory than is allowed (files.parse_memory_mb)",
+                "kind": False,
+            }
         write_frame(answers, msgspec.msgpack.encode(answer))
 
 

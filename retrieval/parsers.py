@@ -47,6 +47,7 @@ class Parsers:
         self._settings = settings
         self._free = asyncio.Semaphore(settings.parsers)
         self._idle: list[_Child] = []
+        self._closed = False
 
     @asynccontextmanager
     async def reading(self, name: str, data: bytes) -> AsyncIterator[Reading]:
@@ -76,7 +77,7 @@ class Parsers:
     @asynccontextmanager
     async def _borrowed(self, name: str) -> AsyncIterator["_Child"]:
         async with self._free:
-            child = self._idle.pop() if self._idle else await _Child.start(self._settings)
+            child = await self._usable()
             child.begin(name)
             whole = False
             try:
@@ -86,12 +87,22 @@ class Parsers:
                 whole = True  # it has said so itself, or is dead
                 raise
             finally:
-                if whole and child.usable:
+                if whole and child.usable and not self._closed:
                     self._idle.append(child)
                 else:  # cancelled in the middle of a frame, or worn
                     await asyncio.shield(child.aclose())
 
+    async def _usable(self) -> "_Child":
+        """One that waits, else a new one; one that has died while it waited is nobody's fault."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.usable:
+                return child
+            await child.aclose()
+        return await _Child.start(self._settings)
+
     async def aclose(self) -> None:
+        self._closed = True
         while self._idle:
             await self._idle.pop().aclose()
 
@@ -130,7 +141,7 @@ class _Child:
         assert stdin is not None and stdout is not None
         try:
             async with asyncio.timeout(self._settings.parse_s * 2 + 10):  # the process counts its own seconds of work
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(ConnectionError, RuntimeError):  # it is dead, and reading says so
                     stdin.write(_LENGTH.pack(len(data)) + data)
                     await stdin.drain()
                 head = await stdout.readexactly(_LENGTH.size)
@@ -152,6 +163,6 @@ class _Child:
 
 
 def _ended(code: int) -> str:
-    if -code in (signal.SIGXCPU, signal.SIGKILL):
+    if -code == signal.SIGXCPU:
         return "takes too long to be read (files.parse_s)"
     return "cannot be read: it needs more memory than is allowed (files.parse_memory_mb), or breaks the reader"

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -68,14 +68,18 @@ MAX_INFLATED_BYTES = 200 * 1024 * 1024
 MAX_CHARS = 20_000_000
 MAX_CELL_CHARS = 1_000_000
 MAX_COLUMNS = 1_000
+MAX_CELLS = 2_000_000
+SNIFFED_CHARS = 2_048
+"""Of a table, to find out what stands between its values; the way of finding out is slow."""
 
 _TITLE_BLOCK = re.compile(r"\A---\n\n## title: [^\n]*\n+(?:## [a-z_]+: [^\n]*\n+)*")
 """What kreuzberg puts in front of HTML; it is in the metadata, too."""
 
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_FRONT_TITLE = re.compile(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", re.MULTILINE)
-_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-_FIRST_HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n((?:[A-Za-z_][\w-]*:.*\n(?:.*\n)*?)?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
+"""Its first line has a key: else it is a line across the page."""
+
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+_BLOCK_SCALARS = frozenset(("", ">", "|", ">-", "|-", ">+", "|+"))
 
 
 class Page(NamedTuple):
@@ -101,7 +105,7 @@ def parse(name: str, data: bytes) -> Parsed:
     """
     if not data:
         raise DocumentUnreadable(f"{name} is empty")
-    suffix = PurePath(name).suffix.lower()
+    suffix = suffix_of(name)
     if suffix in MARKDOWN:
         parsed = _markdown(_decode(name, data))
     elif suffix in TEXT:
@@ -115,6 +119,14 @@ def parse(name: str, data: bytes) -> Parsed:
             f"{name} is of a kind that is not read here{' (it has no extension)' if not suffix else ''}", kind=True
         )
     return _checked(name, parsed)
+
+
+def suffix_of(name: str) -> str:
+    """In lower case; of `.env` and `Makefile`, the name itself."""
+    path = PurePath(name)
+    suffix = path.suffix.lower()
+    whole = f".{path.name.lower().lstrip('.')}"
+    return suffix if suffix or whole not in TEXT else whole
 
 
 def _checked(name: str, parsed: Parsed) -> Parsed:
@@ -150,33 +162,88 @@ def _markdown(text: str) -> Parsed:
     title = ""
     if front := _FRONT_MATTER.match(text):
         text = text[front.end() :]
-        named = _FRONT_TITLE.search(front[1])
-        title = named[1] if named else ""
-    text = _COMMENT.sub("", text)
+        named = [line.partition(":")[2].strip() for line in front[1].splitlines() if line.startswith("title:")]
+        title = named[0].strip("\"'") if named and named[0] not in _BLOCK_SCALARS else ""
+    text = _without_comments(text)
     return Parsed(title or _first_heading(text), (Page(None, text),), markdown=True)
 
 
+def _without_comments(text: str) -> str:
+    """HTML's, where they end, and are not code."""
+    kept: list[str] = []
+    place = 0
+    for start, end in _outside_of_fences(text):
+        kept.append(text[place:start])
+        place = start
+        while (begin := text.find("<!--", place, end)) >= 0 and (close := text.find("-->", begin, end)) >= 0:
+            line = text.rfind("\n", 0, begin) + 1
+            if text.count("`", line, begin) % 2:  # inline code speaks of comments
+                kept.append(text[place : begin + 4])
+                place = begin + 4
+            else:
+                kept.append(text[place:begin])
+                place = close + 3
+        kept.append(text[place:end])
+        place = end
+    return "".join([*kept, text[place:]])
+
+
+def _outside_of_fences(text: str) -> Iterator[tuple[int, int]]:
+    """[start, end) of what stands between blocks of code."""
+    start, place, fence = 0, 0, ""
+    for line in text.splitlines(keepends=True):
+        bare = line.lstrip(" ")
+        if not fence and bare.startswith(("```", "~~~")):
+            fence = bare[:3]
+            yield start, place
+        elif fence and bare.startswith(fence) and not bare.strip().strip(fence[0]):
+            fence, start = "", place + len(line)
+        place += len(line)
+    if not fence:
+        yield start, place
+
+
 def _first_heading(text: str) -> str:
-    found = _FIRST_HEADING.search(text)
-    return found[1] if found else ""
+    for start, end in _outside_of_fences(text):
+        for line in text[start:end].splitlines():
+            if heading := heading_of(line):
+                return heading[1]
+    return ""
+
+
+def heading_of(line: str) -> tuple[int, str] | None:
+    """(level, title) of a line that is one in Markdown (CommonMark 4.2)."""
+    marks = len(line) - len(line.lstrip("#"))
+    if not 1 <= marks <= 6 or line[marks : marks + 1] not in (" ", "\t"):
+        return None
+    title = line[marks:].strip()
+    bare = title.rstrip("#")
+    title = bare.rstrip() if bare != title and bare.endswith((" ", "\t")) else title
+    return (marks, title) if title.strip("#") else None
 
 
 def _values(name: str, text: str, delimiter: str | None) -> Parsed:
     """A table; its first row is its head."""
     if delimiter is None:
         try:
-            delimiter = csv.Sniffer().sniff(text[:16_384], delimiters=",;\t|").delimiter
+            delimiter = csv.Sniffer().sniff(text[:SNIFFED_CHARS], delimiters=",;\t|").delimiter
         except csv.Error:
             delimiter = ","
     csv.field_size_limit(MAX_CELL_CHARS)
     try:
-        rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(map(str.strip, row))]
+        rows = [
+            row
+            for row in csv.reader(io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")), delimiter=delimiter)
+            if any(map(str.strip, row))
+        ]
     except csv.Error as exc:
         raise DocumentUnreadable(f"{name} is no table of values: {exc}") from None
     if not rows:
         raise DocumentUnreadable(f"{name} holds no rows")
     if (width := max(map(len, rows))) > MAX_COLUMNS:
         raise DocumentUnreadable(f"{name} has {width} columns; {MAX_COLUMNS} are read at most")
+    if width * len(rows) > MAX_CELLS:
+        raise DocumentUnreadable(f"{name} has {len(rows)} rows of {width} columns; {MAX_CELLS} cells are read at most")
     return Parsed("", (Page(None, table(rows)),), markdown=True)
 
 
@@ -192,6 +259,8 @@ def _document(name: str, suffix: str, data: bytes) -> Parsed:
     import kreuzberg  # 50 ms to import, and most collections are text
 
     _check_inflated(name, suffix, data)
+    if DOCUMENTS[suffix] == "text/html":
+        data = _html(name, data)
     config = kreuzberg.ExtractionConfig(
         output_format="markdown",  # else headings are lost
         use_cache=False,
@@ -210,6 +279,17 @@ def _document(name: str, suffix: str, data: bytes) -> Parsed:
         content = str(result.content)
         pages = (Page(None, _TITLE_BLOCK.sub("", content) if DOCUMENTS[suffix] == "text/html" else content),)
     return Parsed(title or _first_heading("\n".join(page.text for page in pages)), pages, markdown=True)
+
+
+def _html(name: str, data: bytes) -> bytes:
+    """In UTF-8: the library knows nothing else."""
+    said = _CHARSET.search(data[:4096])
+    if said is not None and not data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        try:
+            return data.decode(said[1].decode("ascii"), "replace").encode("utf-8", "replace")
+        except LookupError:
+            pass  # of no alphabet that is known: judged by its bytes
+    return _decode(name, data).encode("utf-8", "replace")
 
 
 def _check_inflated(name: str, suffix: str, data: bytes) -> None:
@@ -234,24 +314,21 @@ def _plain_words(exc: BaseException) -> str:
 
 
 def _pages(nodes: Iterable[Mapping[str, Any]]) -> tuple[Page, ...]:
-    """By the structure that kreuzberg finds: its Markdown does not say where pages begin."""
+    """By the structure that kreuzberg finds: its Markdown does not say where pages begin. A slide is a group that stands in no
+    other; its title comes without a number."""
     texts: dict[int, list[str]] = {}
-    waiting: list[str] = []  # headings of slides come without a number, right before what they stand over
     number = 1
+    slides = 0
     for node in nodes:
         content = node["content"]
-        written = _written(content)
         if content["node_type"] == "page_break":
-            texts.setdefault(number, []).extend(waiting)
-            waiting = []
             number += 1
-        elif written and node.get("page") is None and content["node_type"] == "heading":
-            waiting.append(written)
-        elif written:
+        elif content["node_type"] == "group" and node.get("parent") is None:
+            number = slides = max(slides + 1, number + (slides > 0))
+        elif written := _written(content):
             number = node.get("page") or number
-            texts.setdefault(number, []).extend([*waiting, written])
-            waiting = []
-    texts.setdefault(number, []).extend(waiting)
+            slides = max(slides, number if slides else 0)
+            texts.setdefault(number, []).append(written)
     return tuple(Page(number, "\n\n".join(parts)) for number, parts in sorted(texts.items()))
 
 
@@ -265,7 +342,7 @@ def _written(content: Mapping[str, Any]) -> str:
         return f"```\n{text}\n```" if text.strip() else ""
     if kind in ("group", "list", "page_break", "image"):
         return ""
-    joined = re.sub(r"(?<=\w)-\s*\n\s*(?=[a-zà-ÿ])", "", text)  # a word that was divided at the end of a line
+    joined = re.sub(r"(?<=\w)-[ \t]*\r?\n[ \t]*(?=[a-zà-ÿ])", "", text)  # a word that was divided at the end of a line
     return ("- " if kind == "list_item" else "") + " ".join(joined.split())
 
 

@@ -18,19 +18,25 @@ _HIDDEN = re.compile(
 
 _CONTROL = re.compile(
     r"<\s*[|｜][^<>|｜\n]{1,64}[|｜]\s*>"  # <|im_start|>, <|eot_id|>, <|user|>, <｜Assistant｜>
-    r"|</?\s*(?:s|bos|eos|pad|unk|sep|cls|mask|start_of_turn|end_of_turn|tool_call|tool_calls|tool_response|tool_result|tools"
+    r"|</?\s*(?:s|bos|eos|pad|unk|sep|cls|mask|sop|start_of_turn|end_of_turn|start_of_image|end_of_image|tool_call|tool_calls|tool_response|tool_result|tools"
     r"|function_call|functions?|think|thinking|system|assistant|user|im_start|im_end|passages?|documents?|context"
-    r"|instructions?)(?:[\s_-][^<>\n]{0,64})?\s*/?>"
-    r"|\[/?\s*(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT|IMG|PREFIX|SUFFIX|MIDDLE)\s*\]"
-    r"|<<\s*/?\s*SYS\s*>>",
+    r"|instructions?)(?:[\s_-][^<>]{0,128})?\s*/?>"
+    r"|<function=[^<>\n]{0,64}>"
+    r"|\[/?\s*(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|SYSTEM_PROMPT|ARGS|CALL_ID|THINK|IMG"
+    r"|IMG_BREAK|IMG_END|PREFIX|SUFFIX|MIDDLE|gMASK)\s*\]"
+    r"|<<\s*(?:/\s*)?SYS\s*>>",
     re.IGNORECASE,
 )
 """What chat templates of the known families write around turns and tool calls, and what fences passages."""
 
-_TURN = re.compile(
-    r"^([ \t>*_#]*)(system|assistant|user|human|developer)([ \t*_]*:)(?=[ \t]*\S)", re.IGNORECASE | re.MULTILINE
-)
+_TURN = re.compile(r"^([ \t>*_#]*)(system|assistant|user|human|developer)([ \t*_]*:)", re.IGNORECASE | re.MULTILINE)
 """A line that plays a turn of the conversation."""
+
+
+_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+
+MAX_PASSES = 8
+"""What was made plain may uncover another token, which is made plain, too; nesting deeper than this is cut off by brackets."""
 
 
 class Clean(NamedTuple):
@@ -41,14 +47,19 @@ class Clean(NamedTuple):
 
 def without_hidden(text: str) -> str:
     """For documents as they come in: what nobody sees is not searched or shown either."""
-    return _HIDDEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return _HIDDEN.sub("", _LINE_END.sub("\n", text))
 
 
 def neutralised(text: str) -> Clean:
     """For passages as they are shown to an engine: the words stay readable, and are no control tokens any more."""
-    text, tokens = _CONTROL.subn(_spelled, text)
+    hits = 0
+    for _ in range(MAX_PASSES):
+        text, tokens = _CONTROL.subn(_spelled, text)
+        hits += tokens
+        if not tokens:
+            break
     text, turns = _TURN.subn(r"\1“\2”\3", text)
-    return Clean(text, tokens + turns)
+    return Clean(text, hits + turns)
 
 
 def _spelled(match: re.Match[str]) -> str:

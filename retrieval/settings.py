@@ -82,7 +82,7 @@ class FilesSettings(Settings):
     """Processes that read documents."""
     parse_s: Annotated[float, Field(gt=0, le=3600)] = 120
     """That a document may take."""
-    parse_memory_mb: Annotated[int, Field(ge=256)] = 2048
+    parse_memory_mb: Annotated[int, Field(ge=512)] = 2048
     """Of such a process."""
 
 

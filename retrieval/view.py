@@ -80,6 +80,8 @@ class View:
             new = sorted(mine - self._keys.keys())
             for start in range(0, len(new), DOCUMENTS_AT_ONCE):
                 await self._add(await self._documents.held(new[start : start + DOCUMENTS_AT_ONCE]))
+            if isinstance(self._index, UsearchIndex) and self._index.worn:
+                self._index = await asyncio.to_thread(self._index.renewed)
             self._attributes = AttributeTable({id_: attributes for id_, (_, attributes) in live.items()})
             self._within.clear()
 

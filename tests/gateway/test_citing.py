@@ -124,8 +124,9 @@ def gateway(upstream: Upstream, minilm_gguf: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> openai.OpenAI:
-    return gateway.sdk(gateway.new_key(role="default"))
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with gateway.sdk(gateway.new_key(role="default")) as client:
+        yield client
 
 
 def shown(upstream: Upstream) -> str:
@@ -303,10 +304,11 @@ def test_a_follow_up_is_rewritten_and_keeps_what_the_turn_before_was_about(
 
 def test_somebody_elses_conversation_is_not_kept(gateway: Gateway, upstream: Upstream) -> None:
     turns: list[Any] = [{"role": "user", "content": "What is the way of the messengers?"}]
-    gateway.sdk(gateway.new_key(role="default")).chat.completions.create(model="follow", messages=turns)
+    with gateway.sdk(gateway.new_key(role="default")) as one:
+        one.chat.completions.create(model="follow", messages=turns)
     turns += [{"role": "assistant", "content": "."}, {"role": "user", "content": "And bread?"}]
-    other = gateway.sdk(gateway.new_key(role="default"))
-    other.chat.completions.create(model="follow", messages=turns, extra_body={"retrieval": {"rewrite": False}})
+    with gateway.sdk(gateway.new_key(role="default")) as other:
+        other.chat.completions.create(model="follow", messages=turns, extra_body={"retrieval": {"rewrite": False}})
     assert "[2] " not in shown(upstream)
 
 

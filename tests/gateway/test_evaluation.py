@@ -99,7 +99,9 @@ def test_an_answer_is_judged_by_the_words_of_the_nearest_quotation() -> None:
     assert coverage(ASKED, "") == 0.0
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"question": "a", "answers": []}', "nonsense", '{"question": 1, "answers": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"question": "a", "answers": []}', "nonsense", '{"question": 1, "answers": []}']
+)
 def test_questions_that_cannot_be_read_are_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"line 1|no questions"):
         read_questions(text)

@@ -35,8 +35,15 @@ def store_of(client: openai.OpenAI, **files: bytes) -> Iterator[Any]:
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> openai.OpenAI:
-    return gateway.sdk(gateway.new_key(role="default"))
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with gateway.sdk(gateway.new_key(role="default")) as client:
+        yield client
+
+
+@pytest.fixture
+def stranger(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with gateway.sdk(gateway.new_key(role="readers")) as client:
+        yield client
 
 
 def test_the_whole_life_of_a_vector_store(client: openai.OpenAI) -> None:
@@ -198,8 +205,9 @@ def test_a_name_is_never_more_than_a_name(client: openai.OpenAI, name: str) -> N
     client.files.delete(uploaded.id)
 
 
-def test_nobody_sees_what_belongs_to_another_role(gateway: Gateway, client: openai.OpenAI) -> None:
-    stranger = gateway.sdk(gateway.new_key(role="readers"))
+def test_nobody_sees_what_belongs_to_another_role(
+    gateway: Gateway, client: openai.OpenAI, stranger: openai.OpenAI
+) -> None:
     with store_of(client, secret__txt=b"The code word is chuspa.") as store:
         file_id = client.vector_stores.files.list(store.id).data[0].id
         refused = [
@@ -225,7 +233,8 @@ def test_nobody_sees_what_belongs_to_another_role(gateway: Gateway, client: open
                 ask()
         assert store.id not in [one.id for one in stranger.vector_stores.list()]
         assert file_id not in [one.id for one in stranger.files.list()]
-        assert store.id in [one.id for one in gateway.sdk().vector_stores.list()]  # administrators see it
+        with gateway.sdk() as administrator:
+            assert store.id in [one.id for one in administrator.vector_stores.list()]
 
 
 def test_collections_of_the_configuration_are_listed_and_read_only(gateway: Gateway, client: openai.OpenAI) -> None:
@@ -241,10 +250,10 @@ def test_collections_of_the_configuration_are_listed_and_read_only(gateway: Gate
     ):
         with pytest.raises(openai.BadRequestError, match="configuration"):
             change()
-    outsider = gateway.sdk(gateway.new_key(role="no-documents"))
-    assert "handbook" not in [one.name for one in outsider.vector_stores.list()]
-    with pytest.raises(openai.NotFoundError):
-        outsider.vector_stores.search("handbook", query="knotted cords")
+    with gateway.sdk(gateway.new_key(role="no-documents")) as outsider:
+        assert "handbook" not in [one.name for one in outsider.vector_stores.list()]
+        with pytest.raises(openai.NotFoundError):
+            outsider.vector_stores.search("handbook", query="knotted cords")
 
 
 def test_what_is_wrong_with_a_request_is_named(client: openai.OpenAI) -> None:

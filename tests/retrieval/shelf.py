@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from numpy.typing import NDArray
+from sqlalchemy import Table, func, select
+from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from retrieval.building import Builder
@@ -22,7 +24,7 @@ from retrieval.retrievals import Retrievals
 from retrieval.search import Searcher
 from retrieval.settings import CollectionSettings, FilesSettings
 from retrieval.sources import Sources
-from retrieval.tables import chunks, documents, members
+from retrieval.tables import DocumentId, chunks, documents, members
 from tests.retrieval.fakes import WordsBackend
 
 
@@ -109,3 +111,61 @@ class Shelf:
                 .all()
             )
         return {"documents": len(loose), "chunks": len(lost)}
+
+    async def target(self, stored: Stored, name: str = "a.md", **attributes: Any) -> Target:
+        """A member to be built; where it is there already, to be built anew."""
+        await self.catalog.attach(stored.id, [NewMember(name, "file", name, attributes, {"type": "auto"})])
+        member = await self.catalog.member(stored.id, name)
+        assert member is not None
+        return Target(member.id, stored.id, member.version)
+
+    async def draft(
+        self, target: Target, matrices: Mapping[str, NDArray[np.float32]], *, fingerprint: str, embedding: str = "m"
+    ) -> DocumentId:
+        """A version that nobody finds yet: of each text the vectors [parts, dim]. What is there of it already stays."""
+        document, done = await self.documents.begin(target, fingerprint=fingerprint, embedding=embedding, title="T")
+        new = [NewChunk("", text, 1) for text in matrices][done:]
+        if new:
+            await self.documents.add(document, new, list(matrices.values())[done:], first=done)
+        return document
+
+    async def place(
+        self,
+        stored: Stored,
+        name: str,
+        matrices: Mapping[str, NDArray[np.float32]],
+        *,
+        embedding: str = "m",
+        **attributes: Any,
+    ) -> dict[int, NDArray[np.float32]]:
+        """A document with these texts and vectors, found from now on; vectors by the id of the chunk."""
+        target = await self.target(stored, name, **attributes)
+        document = await self.draft(target, matrices, fingerprint=f"{name}/{target.version}", embedding=embedding)
+        assert await self.documents.swap(target, document, usage_bytes=1)
+        found = await self.documents.of_document(document)
+        return {chunk.id: matrices[chunk.text] for chunk in found}
+
+    async def in_full_text(self, stored: Stored) -> set[int]:
+        """Chunks that the full text knows; SQLite has looked at its index first."""
+        table, names = f"text_{stored.id}", f"names_{stored.id}"
+        async with self.database.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                return set((await connection.execute(sql(f"SELECT chunk_id FROM {table}"))).scalars().all())
+            await connection.execute(sql(f"INSERT INTO {table} ({table}) VALUES ('integrity-check')"))
+            await connection.execute(sql(f"CREATE VIRTUAL TABLE temp.{names} USING fts5vocab(main, {table}, instance)"))
+            known = (await connection.execute(sql(f"SELECT doc FROM temp.{names}"))).scalars().all()
+            await connection.execute(sql(f"DROP TABLE temp.{names}"))
+            return set(known)
+
+    async def live_chunks(self, stored: Stored) -> set[int]:
+        query = (
+            select(chunks.c.id)
+            .join(members, members.c.document_id == chunks.c.document_id)
+            .where(members.c.collection_id == stored.id)
+        )
+        async with self.database.connect() as connection:
+            return set((await connection.execute(query)).scalars().all())
+
+    async def rows(self, table: Table) -> int:
+        async with self.database.connect() as connection:
+            return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
