@@ -48,6 +48,7 @@ from retrieval.errors import (
     DocumentUnreadable,
     EmbeddingFailed,
     FilterInvalid,
+    Overtaken,
     PageRefused,
     PageUnavailable,
     TokensUndecodable,
@@ -118,6 +119,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     BackendUnavailable: Meaning(503, "server_error", "backend_unavailable"),
     BackendMisconfigured: Meaning(503, "server_error", "backend_unavailable"),
     ModelFileUnusable: Meaning(503, "server_error", "backend_unavailable"),
+    Overtaken: Meaning(500, "server_error", "internal_error"),  # the builder keeps it to itself
     CollectionNotReady: Meaning(503, "server_error", "backend_unavailable"),
     GatewayStopping: Meaning(503, "server_error", "backend_unavailable"),
     QuotaStoreDown: Meaning(503, "server_error", "store_unavailable"),

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.errors import BackendError, UpstreamRefused
@@ -22,7 +22,7 @@ from retrieval.catalog import Member, Stored
 from retrieval.chunking import Cut
 from retrieval.documents import NewChunk, Target, Vectors
 from retrieval.embedding import Embedder
-from retrieval.errors import DocumentUnreadable, EmbeddingFailed, PageRefused, PageUnavailable
+from retrieval.errors import DocumentUnreadable, EmbeddingFailed, Overtaken, PageRefused, PageUnavailable
 from retrieval.leases import Leases
 from retrieval.library import Library
 from retrieval.parsers import Parsers
@@ -100,10 +100,15 @@ class Builder:
         free = AT_ONCE - len(self._working)
         if free <= 0:
             return
-        for id_ in await self._leases.claim(members, members.c.status == "in_progress", limit=free):
+        for id_ in await self._claimed(free):
             task = asyncio.create_task(self._work(id_), name=f"build member {id_}")
             self._working.add(task)
             task.add_done_callback(self._working.discard)
+
+    async def _claimed(self, limit: int) -> list[int]:
+        """Their versions move, so that whoever was at them before writes no more."""
+        waiting = members.c.status == "in_progress"
+        return await self._leases.claim(members, waiting, limit=limit, version=members.c.version + 1)
 
     async def _work(self, id_: int) -> None:
         """One member, to an end of some kind. Nothing that one of them does may stop the others."""
@@ -115,8 +120,8 @@ class Builder:
                     return
                 member, stored = found
                 await self._build(member, stored)
-        except IntegrityError:
-            log.info("member %d was removed while it was built", id_)
+        except Overtaken as exc:
+            log.info("%s", exc)
         except (BackendError, SQLAlchemyError, EmbeddingFailed, PageUnavailable) as exc:
             await self._later(id_, member, exc)
         except asyncio.CancelledError:
@@ -176,7 +181,7 @@ class Builder:
         async with aclosing(self._embedded(cuts[done:], embedder, caller)) as batches:
             async for batch, vectors in batches:
                 new = [NewChunk(cut.heading, cut.text, cut.tokens, cut.page) for cut in batch]
-                await documents.add(document, new, vectors, first=done)
+                await documents.add(target, document, new, vectors, first=done)
                 done += len(batch)
         if await embedder.backend.identity() != identity:
             raise EmbeddingFailed(f"the model of backend '{embedder.backend.name}' changed while it was at work")
@@ -226,7 +231,9 @@ class Builder:
         values = {"claimed_by": "", "claimed_until": until, "attempts": min(attempts + 1, 10)}
         try:
             async with self._database.begin() as connection:
-                await connection.execute(update(members).where(members.c.id == id_).values(values))
+                mine = members.c.id == id_, members.c.claimed_by == self._leases.holder
+                same = (members.c.version == member.version,) if member is not None else ()
+                await connection.execute(update(members).where(*mine, *same).values(values))
         except SQLAlchemyError:
             pass  # the claim ends by itself
 

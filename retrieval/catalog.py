@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Select, Table, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from retrieval import lexical
@@ -113,7 +114,13 @@ class Catalog:
         known = await self.get(declared_id(name))
         if known is not None:
             return known
-        return await self._create(declared_id(name), name, "", embed)
+        try:
+            return await self._create(declared_id(name), name, "", embed)
+        except IntegrityError:  # another gateway was faster
+            known = await self.get(declared_id(name))
+            if known is None:
+                raise
+            return known
 
     async def create(
         self,
@@ -196,6 +203,7 @@ class Catalog:
             await connection.execute(
                 update(collections).where(collections.c.id == stored.id).values(generation=collections.c.generation + 1)
             )  # first a write: a transaction that begins by reading cannot wait for another writer
+            await lock_members(connection, members.c.collection_id == stored.id)
             held = select(documents.c.id).where(documents.c.collection_id == stored.id)
             await lexical.drop_table(connection, stored.id)
             await remove_documents(connection, (await connection.execute(held)).scalars().all())
@@ -214,6 +222,10 @@ class Catalog:
         async with self._database.connect() as connection:
             rows = await connection.execute(select(collections.c.id, collections.c.generation))
             return {row.id: row.generation for row in rows}
+
+    async def public_ids(self) -> set[str]:
+        async with self._database.connect() as connection:
+            return set((await connection.execute(select(collections.c.public_id))).scalars().all())
 
     # -- members
 
@@ -274,10 +286,10 @@ class Catalog:
     async def set_attributes(self, member: Member, attributes: Mapping[str, Any]) -> None:
         """They count for searches at once: nothing is built anew."""
         async with self._database.begin() as connection:
+            await self._active(connection, member.collection_id, int(self._clock()))
             await connection.execute(
                 update(members).where(members.c.id == member.id).values(attributes=dict(attributes))
             )
-            await self._active(connection, member.collection_id, int(self._clock()))
 
     async def detach(self, collection: int, public_ids: Many[str]) -> int:
         """How many were there."""
@@ -288,17 +300,11 @@ class Catalog:
 
     async def detach_everywhere(self, file_id: str) -> None:
         """A file is deleted: it leaves all collections."""
-        async with self._database.begin() as connection:
-            holders = (
-                update(members)
-                .where(members.c.public_id == file_id, members.c.kind == "file")
-                .values(version=members.c.version + 1)
-                .returning(members.c.collection_id)
-            )
-            for collection in set((await connection.execute(holders)).scalars().all()):
-                await self._active(connection, collection, int(self._clock()))
-                only = and_(members.c.collection_id == collection, members.c.public_id == file_id)
-                await remove_members(connection, collection, only)
+        holders = select(members.c.collection_id).where(members.c.public_id == file_id, members.c.kind == "file")
+        async with self._database.connect() as connection:
+            found = sorted(set((await connection.execute(holders)).scalars().all()))
+        for collection in found:
+            await self.detach(collection, [file_id])
 
     async def rebuild(self, collection: int) -> int:
         """All members are read anew; what can be found stays until then. How many there are."""
@@ -385,5 +391,12 @@ class Catalog:
 
 async def remove_members(connection: AsyncConnection, collection: int, which: Any) -> int:
     """With their documents, in this transaction, which has written something already."""
+    await lock_members(connection, which)
     await remove_versions(connection, collection, which)
     return int((await connection.execute(delete(members).where(which))).rowcount)
+
+
+async def lock_members(connection: AsyncConnection, which: Any) -> None:
+    """Whoever writes to one of them has ended, and nobody begins before this transaction does. Their collection was locked
+    before: locks are taken in one order everywhere."""
+    await connection.execute(update(members).where(which).values(version=members.c.version + 1))

@@ -4,6 +4,7 @@ A build that is interrupted leaves a version that nobody finds. Whoever goes on 
 `sweep` removes those that nobody will go on with.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Collection as Many
@@ -15,6 +16,7 @@ from sqlalchemy import and_, bindparam, delete, exists, func, insert, select, up
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from retrieval import lexical
+from retrieval.errors import Overtaken
 from retrieval.tables import ChunkId, DocumentId, chunks, collections, documents, members
 
 Vectors = NDArray[np.float32]
@@ -65,7 +67,17 @@ class Target(NamedTuple):
     member_id: int
     collection_id: int
     version: int
-    """Of the member when the build began."""
+    """Of the member when it was claimed: it moves with every claim and every change, so that only the newest build can write."""
+
+
+class Live(NamedTuple):
+    """What is known of a document that can be found."""
+
+    embedding: str
+    """Identity of the model that made its vectors."""
+    attributes: Mapping[str, Any]
+    print: int
+    """64 bits of what it says: in a database that was restored, an id may mean another document."""
 
 
 class Held(NamedTuple):
@@ -100,12 +112,17 @@ class Documents:
         self._clock = clock
 
     async def begin(self, target: Target, *, fingerprint: str, embedding: str, title: str) -> tuple[DocumentId, int]:
-        """A version to write to, and how many of its chunks are there already."""
+        """A version to write to, and how many of its chunks are there already.
+
+        Raises:
+            Overtaken
+        """
         mine = and_(
             documents.c.member_id == target.member_id, documents.c.id.is_distinct_from(_current(target.member_id))
         )
         async with self._database.begin() as connection:
-            await _take(connection, target)
+            if not await _take(connection, target):
+                raise Overtaken(target.member_id)
             unfinished = (await connection.execute(select(documents.c.id, documents.c.fingerprint).where(mine))).all()
             goes_on = next((id_ for id_, print_ in unfinished if print_ == fingerprint), None)
             left = [id_ for id_, _ in unfinished if id_ != goes_on]
@@ -121,9 +138,12 @@ class Documents:
             return int((await connection.execute(made)).scalar_one()), 0
 
     async def add(
-        self, document: DocumentId, new: Sequence[NewChunk], vectors: Sequence[Vectors], *, first: int
+        self, target: Target, document: DocumentId, new: Sequence[NewChunk], vectors: Sequence[Vectors], *, first: int
     ) -> None:
         """
+        Raises:
+            Overtaken: nothing was written.
+
         Args:
             vectors: of each chunk, float32 [parts, dim].
             first: ordinal of the first one.
@@ -139,18 +159,21 @@ class Documents:
             for ordinal, (chunk, matrix) in enumerate(zip(new, vectors, strict=True), start=first)
         ]
         async with self._database.begin() as connection:
+            if not await _take(connection, target) or not await _is_draft(connection, target, document):
+                raise Overtaken(target.member_id)
             await connection.execute(insert(chunks), rows)
 
     async def swap(self, target: Target, document: DocumentId, *, usage_bytes: int) -> bool:
         """From now on this version is found, and no other one. False: the member has changed meanwhile, or gone."""
         async with self._database.begin() as connection:
-            if not await _take(connection, target):
+            await _changed(connection, target.collection_id)  # first, as everywhere: locks are taken in one order
+            if not await _take(connection, target) or not await _is_draft(connection, target, document):
+                await connection.rollback()
                 return False
             await remove_versions(connection, target.collection_id, members.c.id == target.member_id, but=document)
             await lexical.add_document(connection, target.collection_id, document)
             done = {"document_id": document, "usage_bytes": usage_bytes, **_ENDED}
             await _update(connection, target.member_id, status="completed", error_code="", error_message="", **done)
-            await _changed(connection, target.collection_id)
         return True
 
     async def keep(self, target: Target) -> bool:
@@ -164,7 +187,9 @@ class Documents:
     async def fail(self, target: Target, code: str, message: str) -> bool:
         """It cannot be built. What it said before, it says no more. False: as for `swap`."""
         async with self._database.begin() as connection:
+            await _changed(connection, target.collection_id)
             if not await _take(connection, target):
+                await connection.rollback()
                 return False
             await remove_versions(connection, target.collection_id, members.c.id == target.member_id)
             why = {"error_code": code, "error_message": message[:500]}
@@ -191,15 +216,15 @@ class Documents:
             await remove_documents(connection, rows)
         return len(rows)
 
-    async def live(self, collection: int) -> dict[DocumentId, tuple[str, dict[str, object]]]:
-        """The documents that can be found: identity of their vectors, attributes of their members."""
+    async def live(self, collection: int) -> dict[DocumentId, Live]:
+        """The documents that can be found."""
         query = (
-            select(documents.c.id, documents.c.embedding, members.c.attributes)
+            select(documents.c.id, documents.c.embedding, members.c.attributes, documents.c.fingerprint)
             .join(members, members.c.document_id == documents.c.id)
             .where(documents.c.collection_id == collection)
         )
         async with self._database.connect() as connection:
-            return {id_: (embedding, attributes) for id_, embedding, attributes in await connection.execute(query)}
+            return {row[0]: Live(row[1], row[2], print_of(row[0], row[3])) for row in await connection.execute(query)}
 
     async def held(self, ids: Many[DocumentId]) -> list[Held]:
         """Documents with their vectors; those that have gone meanwhile are missing."""
@@ -232,6 +257,11 @@ class Documents:
             return [Chunk._make(row) for row in await connection.execute(query)]
 
 
+def print_of(document: DocumentId, fingerprint: str) -> int:
+    digest = hashlib.blake2b(f"{document}/{fingerprint}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 async def remove_versions(
     connection: AsyncConnection, collection: int, which: Any, *, but: DocumentId | None = None
 ) -> None:
@@ -258,14 +288,26 @@ async def remove_documents(connection: AsyncConnection, ids: Iterable[DocumentId
 
 
 async def _take(connection: AsyncConnection, target: Target) -> bool:
-    """Whether the member is still as it was when the build began. A write, so that the transaction waits for other writers:
-    one that begins by reading could not."""
+    """Whether the member is still as it was when it was claimed, and nobody else changes it before this transaction ends. A write, so
+    that the transaction waits for other writers: one that begins by reading could not."""
     mine = and_(members.c.id == target.member_id, members.c.version == target.version)
     return bool((await connection.execute(update(members).where(mine).values(version=target.version))).rowcount)
 
 
 async def _update(connection: AsyncConnection, member: int, **values: Any) -> None:
-    await connection.execute(update(members).where(members.c.id == member).values(values))
+    """The build has ended: whoever was at it writes no more."""
+    ended = update(members).where(members.c.id == member)
+    await connection.execute(ended.values(**values, version=members.c.version + 1))
+
+
+async def _is_draft(connection: AsyncConnection, target: Target, document: DocumentId) -> bool:
+    """Whether it is there, the member's, and not found yet."""
+    query = select(documents.c.id).where(
+        documents.c.id == document,
+        documents.c.member_id == target.member_id,
+        documents.c.id.is_distinct_from(_current(target.member_id)),
+    )
+    return (await connection.execute(query)).first() is not None
 
 
 def _current(member_id: int) -> Any:

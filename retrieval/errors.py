@@ -41,6 +41,13 @@ class FilterInvalid(RetrievalError):
         self.param = param
 
 
+class Overtaken(RetrievalError):
+    """A member has been claimed anew, changed or removed while it was built."""
+
+    def __init__(self, member: int) -> None:
+        super().__init__(f"member {member} has changed while it was built")
+
+
 class AlreadyDone(RetrievalError):
     """What should be stopped has ended."""
 

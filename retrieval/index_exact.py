@@ -24,7 +24,7 @@ class ExactIndex:
         self._matrix = None
 
     def search(self, vector: Vectors, k: int, *, within: Keys | None = None) -> Nearest:
-        if not self._rows or not has_direction(vector):
+        if k < 1 or not self._rows or not has_direction(vector):
             return NOTHING
         matrix = self._stacked()
         if within is None:

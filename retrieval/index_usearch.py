@@ -60,13 +60,12 @@ class UsearchIndex:
         return fresh
 
     def search(self, vector: Vectors, k: int, *, within: Keys | None = None) -> Nearest:
-        if not len(self) or not has_direction(vector):  # NaN would rank first
+        if k < 1 or not len(self) or not has_direction(vector):  # NaN would rank first
             return NOTHING
         if within is None:
             return self._walk(vector, k)
         if len(within) <= EXACT_WITHIN:
-            keys, vectors = self.get(within)
-            return best(keys, vectors @ vector, k) if len(keys) else NOTHING
+            return self._compared(vector, k, within)
         return self._walk_within(vector, k, within)
 
     def _walk(self, vector: Vectors, k: int) -> Nearest:
@@ -80,11 +79,14 @@ class UsearchIndex:
         while fetched <= FETCHED_MOST:
             found = self._walk(vector, fetched)
             allowed = np.isin(found.keys, within)
-            if allowed.sum() >= k or fetched >= len(self):
+            if allowed.sum() >= min(k, len(within)):
                 return Nearest(found.keys[allowed][:k], found.scores[allowed][:k])
             fetched *= 2
+        return self._compared(vector, k, within)
+
+    def _compared(self, vector: Vectors, k: int, within: Keys) -> Nearest:
         keys, vectors = self.get(within)
-        return best(keys, vectors @ vector, k)
+        return best(keys, vectors @ vector, k) if len(keys) else NOTHING
 
     def get(self, keys: Keys) -> tuple[Keys, Vectors]:
         if self._index is None or not len(keys):

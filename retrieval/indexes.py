@@ -22,7 +22,7 @@ from retrieval.tables import DocumentId
 
 log = logging.getLogger("chasqui.collections")
 
-FORMAT = 1
+FORMAT = 2
 
 
 def make_index(expected: int) -> VectorIndex:
@@ -33,6 +33,8 @@ def make_index(expected: int) -> VectorIndex:
 class Saved:
     index: UsearchIndex
     keys: dict[DocumentId, Keys]
+    prints: dict[DocumentId, int]
+    """What each said when it was saved, see `documents.Live`."""
 
 
 class IndexFiles:
@@ -48,7 +50,15 @@ class IndexFiles:
         self.name = self._name = name
         self._manifest = folder / f"{name}.json"
 
-    def save(self, index: UsearchIndex, keys: Mapping[DocumentId, Keys], *, embedding: str, dimensions: int) -> None:
+    def save(
+        self,
+        index: UsearchIndex,
+        keys: Mapping[DocumentId, Keys],
+        prints: Mapping[DocumentId, int],
+        *,
+        embedding: str,
+        dimensions: int,
+    ) -> None:
         """
         Raises:
             OSError: nothing has changed then.
@@ -65,7 +75,9 @@ class IndexFiles:
         )
         of_them = np.concatenate(list(keys.values())) if keys else np.zeros(0, np.uint64)
         about["files"][graph.name] = _written(graph, index.save)
-        about["files"][owners.name] = _written(owners, lambda path: _save_arrays(path, documents, of_them))
+        said = np.fromiter((prints[id_] for id_ in keys), np.int64, len(keys))
+        arrays = {"documents": documents, "keys": of_them, "prints": said}
+        about["files"][owners.name] = _written(owners, lambda path: _save_arrays(path, arrays))
         _written(self._manifest, lambda path: path.write_text(json.dumps(about)))
         _sync_folder(self._folder)
         self._clean(but=about["files"])
@@ -83,18 +95,15 @@ class IndexFiles:
             graph, owners = paths
             index = UsearchIndex.load(graph, about["dimensions"])
             with np.load(owners) as arrays:
-                documents, keys = arrays["documents"], arrays["keys"]
+                documents, keys, prints = arrays["documents"], arrays["keys"], arrays["prints"]
             if len(index) != about["count"] or len(keys) != about["count"]:
                 raise ValueError("it does not hold what it says")
+            return _joined(index, documents, keys.astype(np.uint64), prints)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as exc:
             log.warning("the saved index %s cannot be used, it is made anew: %s", self._manifest, exc)
             return None
-        borders = np.flatnonzero(np.diff(documents)) + 1
-        groups = np.split(keys.astype(np.uint64), borders) if len(keys) else []
-        firsts = documents[np.concatenate([[0], borders])] if len(keys) else []
-        return Saved(index, {int(document): group for document, group in zip(firsts, groups, strict=True)})
 
     def delete(self) -> None:
         self._manifest.unlink(missing_ok=True)
@@ -111,11 +120,26 @@ class IndexFiles:
                 path.unlink(missing_ok=True)
 
 
+def _joined(index: UsearchIndex, documents: Any, keys: Keys, prints: Any) -> Saved:
+    """
+    Raises:
+        ValueError: the arrays do not belong together.
+    """
+    borders = np.flatnonzero(np.diff(documents)) + 1
+    groups = np.split(keys, borders) if len(keys) else []
+    firsts = documents[np.concatenate([[0], borders])].tolist() if len(keys) else []
+    own = dict(zip(firsts, groups, strict=True))
+    return Saved(index, own, dict(zip(firsts, prints.tolist(), strict=True)))
+
+
 def _written(path: Path, write: Any) -> str:
     """Whole and on the disk, or not there at all; its digest."""
     part = path.with_name(f"{path.name}.tmp")
     try:
-        write(part)
+        try:
+            write(part)
+        except RuntimeError as exc:  # as usearch calls a full disk
+            raise OSError(str(exc)) from exc
         with part.open("rb") as file:
             os.fsync(file.fileno())
         digest = _digest(part)
@@ -125,9 +149,9 @@ def _written(path: Path, write: Any) -> str:
         part.unlink(missing_ok=True)
 
 
-def _save_arrays(path: Path, documents: Any, keys: Any) -> None:
+def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     with path.open("wb") as file:  # by name, numpy would add an extension
-        np.savez(file, documents=documents, keys=keys)
+        np.savez(file, **arrays)
 
 
 def _digest(path: Path) -> str:

@@ -27,22 +27,24 @@ class Leases:
         self._clock = clock
         self.holder = f"{os.getpid()}-{secrets.token_hex(6)}"
 
-    async def claim(self, table: Table, where: Any, *, limit: int) -> list[int]:
-        """At most `limit` rows that nobody works on, by id; they are this holder's now."""
+    async def claim(self, table: Table, where: Any, *, limit: int, **also: Any) -> list[int]:
+        """At most `limit` rows that nobody works on, by id; they are this holder's now.
+
+        Args:
+            also: what else is set in them, in the same step.
+        """
         now = self._now()
         free = select(table.c.id).where(where, table.c.claimed_until < now).order_by(table.c.id).limit(limit)
+        values = {"claimed_by": self.holder, "claimed_until": now + int(LEASE_S * 1000), **also}
         async with self._database.connect() as connection:
-            found = (await connection.execute(free)).scalars().all()
-        if not found:
-            return []
-        mine = (
-            update(table)
-            .where(table.c.id.in_(found), where, table.c.claimed_until < now)
-            .values(claimed_by=self.holder, claimed_until=now + int(LEASE_S * 1000))
-            .returning(table.c.id)
-        )
+            if not (await connection.execute(free)).first():
+                return []
         async with self._database.begin() as connection:
-            return sorted((await connection.execute(mine)).scalars().all())
+            # locks in PostgreSQL, without waiting for those of others; SQLite has one writer at a time anyway
+            found = (await connection.execute(free.with_for_update(skip_locked=True))).scalars().all()
+            mine = update(table).where(table.c.id.in_(found), where, table.c.claimed_until < now)
+            claimed = await connection.execute(mine.values(values).returning(table.c.id))
+            return sorted(claimed.scalars().all())
 
     async def release(self, table: Table, id_: int) -> None:
         async with self._database.begin() as connection:
@@ -51,8 +53,8 @@ class Leases:
 
     @asynccontextmanager
     async def held(self, table: Table, id_: int) -> AsyncIterator[None]:
-        """Renews a claim while the block runs. A database that does not answer for long costs the claim, and nothing else:
-        what is written checks the version."""
+        """Renews a claim while the block runs. A database that does not answer for long costs the claim, and nothing else: the next
+        claim moves what the writes of this one look at."""
         task = asyncio.create_task(self._renew(table, id_))
         try:
             yield

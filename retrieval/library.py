@@ -98,6 +98,10 @@ class Library:
             await shelved.view.sync(identity)
             shelved.generation = generation
 
+    def loaded(self, collection: int) -> View | None:
+        shelved = self._shelved.get(collection)
+        return shelved.view if shelved is not None else None
+
     def named(self, public_id: str) -> View | None:
         """Where it is in memory."""
         return next((one.view for one in self._shelved.values() if one.files.name == public_id), None)
@@ -135,7 +139,14 @@ class Library:
         await self.files.sweep()
         await self.documents.sweep()
         await self.retrievals.sweep()
+        await asyncio.to_thread(self._clear, await self.catalog.public_ids())
         await self.save()
+
+    def _clear(self, known: set[str]) -> None:
+        """Index files of collections that were deleted while they were not in memory."""
+        for manifest in self._folder.glob("vs_*.json"):
+            if manifest.stem not in known:
+                IndexFiles(self._folder, manifest.stem).delete()
 
     async def save(self) -> None:
         for shelved in list(self._shelved.values()):

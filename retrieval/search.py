@@ -17,6 +17,7 @@ from retrieval.catalog import Stored
 from retrieval.documents import Chunk
 from retrieval.embedding import Embedder
 from retrieval.errors import CollectionNotReady, EmbeddingFailed
+from retrieval.filters import check
 from retrieval.fusion import fuse
 from retrieval.library import Library
 from retrieval.reranking import Reranker
@@ -102,6 +103,8 @@ class Searcher:
             CollectionNotReady, FilterInvalid, BackendError, SQLAlchemyError
         """
         findings = Findings()
+        if condition is not None:
+            check(condition)
         queries = [query for query in dict.fromkeys(queries) if query.strip()]
         if not queries:
             return findings
@@ -116,6 +119,7 @@ class Searcher:
             ]
             by_collection.append(_merged(rankings))
         candidates = by_collection[0] if len(by_collection) == 1 else _across(by_collection)
+        findings.degraded = list(dict.fromkeys(findings.degraded))
         if settings.rerank:
             found = await self._gathered(candidates, settings.candidates, least=0.0)
             found = await self._reranked(queries[0], found, settings, findings, request_id)
@@ -154,14 +158,15 @@ class Searcher:
         embedder = self._embedders.get(stored.embed)
         if embedder is None:
             raise CollectionNotReady(stored.name, f"the backend '{stored.embed}', which embeds it, is not configured")
-        view = await self.library.view(stored, embedder)
-        if not view.documents:
+        lost: list[str] = []
+        view = await self._view(stored, embedder, settings, condition, lost)
+        if view is not None and not view.documents:
             await self._check_ready(stored)
             return []
-        within = view.allowed(condition) if condition is not None else None
+        within = view.allowed(condition) if condition is not None and view is not None else None
         dense: list[tuple[ChunkId, float]] = []
         vector: NDArray[np.float32] | None = None
-        if settings.mode != "lexical":
+        if settings.mode != "lexical" and view is not None and not lost:
             try:
                 key = (stored.embed, query)
                 vector = vectors[key] = (
@@ -172,9 +177,24 @@ class Searcher:
                 if settings.mode == "dense":
                     raise
                 log.warning("%s: '%s' is searched by words alone: %s", request_id, stored.name, failure)
-                degraded.append("dense")
-        lexical = await self._by_words(stored, query, settings, within, degraded, request_id)
+                lost.append("dense")
+        lexical = await self._by_words(stored, query, settings, within, lost, request_id)
+        degraded += lost
         return _fused(view, vector, dense, lexical, weights)
+
+    async def _view(
+        self, stored: Stored, embedder: Embedder, settings: RetrievalSettings, condition: Any, lost: list[str]
+    ) -> View | None:
+        """As it is in memory where nobody knows which model embeds now; None: it is not, and words can do without."""
+        try:
+            return await self.library.view(stored, embedder)
+        except BackendError as failure:
+            view = self.library.loaded(stored.id)
+            if settings.mode == "dense" or (condition is not None and view is None):
+                raise
+            log.warning("'%s' is searched by words alone: %s", stored.name, failure)
+            lost.append("dense")
+            return view
 
     async def _by_words(
         self,
@@ -254,7 +274,7 @@ def total_of(counts: Mapping[str, int]) -> int:
 
 
 def _fused(
-    view: View,
+    view: View | None,
     vector: NDArray[np.float32] | None,
     dense: Sequence[tuple[ChunkId, float]],
     lexical: Sequence[tuple[ChunkId, float]],
@@ -264,7 +284,7 @@ def _fused(
     order = fuse(legs, damping=DAMPING, weights=weights)
     cosines = dict(dense)
     unknown = [id_ for id_, _ in order if id_ not in cosines]
-    if vector is not None and unknown:
+    if vector is not None and view is not None and unknown:
         cosines |= view.similarity(vector.astype(np.float32), unknown)
     most = sum(weight for weight, leg in zip(weights, legs, strict=True) if leg) / (DAMPING + 1) or 1.0
     return [_Candidate(id_, score / most, cosines.get(id_)) for id_, score in order]
@@ -277,7 +297,7 @@ def _merged(rankings: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:
     known: dict[ChunkId, _Candidate] = {}
     for candidate in (one for ranking in rankings for one in ranking):
         before = known.get(candidate.id)
-        if before is None or (candidate.cosine or 0.0) > (before.cosine or 0.0):
+        if before is None or (candidate.cosine or 0.0, candidate.fused) > (before.cosine or 0.0, before.fused):
             known[candidate.id] = candidate
     order = fuse([[one.id for one in ranking] for ranking in rankings], damping=DAMPING)
     return [known[id_] for id_, _ in order]

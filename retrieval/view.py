@@ -6,7 +6,8 @@ change of our own, and after one of another gateway. A document never changes: a
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class View:
         self._turn = asyncio.Lock()
         self._index: VectorIndex = ExactIndex()
         self._keys: dict[DocumentId, Keys] = {}
+        self._prints: dict[DocumentId, int] = {}
         self._attributes = AttributeTable({})
         self._within: dict[frozenset[DocumentId], Keys] = {}
         self._parts: dict[ChunkId, int] = {}
@@ -71,24 +73,25 @@ class View:
                 self._keys, self._parts, self._index, self.embedding = {}, {}, ExactIndex(), embedding
                 await self._load()
             live = await self._documents.live(self.collection)
-            mine = {id_ for id_, (made_by, _) in live.items() if made_by == embedding}
+            mine = {id_ for id_, one in live.items() if one.embedding == embedding}
             self.elsewhere = len(live) - len(mine)
-            gone = self._keys.keys() - mine
+            gone = {id_ for id_ in self._keys if id_ not in mine or self._prints[id_] != live[id_].print}
             if gone:
                 self._index.remove(np.concatenate([self._keys.pop(id_) for id_ in gone]))
                 self._unsaved += len(gone)
             new = sorted(mine - self._keys.keys())
+            self._prints = {id_: one.print for id_, one in live.items()}
             for start in range(0, len(new), DOCUMENTS_AT_ONCE):
                 await self._add(await self._documents.held(new[start : start + DOCUMENTS_AT_ONCE]))
             if isinstance(self._index, UsearchIndex) and self._index.worn:
                 self._index = await asyncio.to_thread(self._index.renewed)
-            self._attributes = AttributeTable({id_: attributes for id_, (_, attributes) in live.items()})
+            self._attributes = AttributeTable({id_: one.attributes for id_, one in live.items()})
             self._within.clear()
 
     async def _load(self) -> None:
         saved = await asyncio.to_thread(self._files.load, embedding=self.embedding) if self._files is not None else None
         if saved is not None:
-            self._index, self._keys = saved.index, saved.keys
+            self._index, self._keys, self._prints = saved.index, saved.keys, saved.prints
             for own in saved.keys.values():
                 self._note_parts(own)
             self._unsaved = 0
@@ -104,7 +107,7 @@ class View:
         if isinstance(self._index, ExactIndex):
             self._index.add(all_keys, vectors)
         else:
-            await asyncio.to_thread(self._index.add, all_keys, vectors)  # a graph takes its time
+            await _whole(self._index.add, all_keys, vectors)  # a graph takes its time
         self._keys |= {one.id: own for one, own in zip(held, keys, strict=True)}
         self._note_parts(all_keys)
         self._unsaved += len(held)
@@ -118,7 +121,7 @@ class View:
         assert isinstance(self._index, ExactIndex)
         grown = UsearchIndex()
         keys, vectors = self._index.all()
-        await asyncio.to_thread(grown.add, keys, vectors)
+        await _whole(grown.add, keys, vectors)
         self._index = grown
 
     async def save(self) -> bool:
@@ -128,10 +131,10 @@ class View:
                 return False
             if not len(self._index):
                 return False
-            index, keys = self._index, dict(self._keys)
+            index, keys, prints = self._index, dict(self._keys), dict(self._prints)
             about = {"embedding": self.embedding, "dimensions": self.dimensions}
             try:
-                await asyncio.to_thread(self._files.save, index, keys, **about)  # type: ignore[arg-type]
+                await asyncio.to_thread(self._files.save, index, keys, prints, **about)  # type: ignore[arg-type]
             except OSError as exc:
                 log.warning(
                     "the index of collection %d cannot be saved, it is made anew next time: %s", self.collection, exc
@@ -193,6 +196,16 @@ class View:
                 self._within.clear()
             self._within[documents] = known
         return known
+
+
+async def _whole(work: Callable[..., None], *arguments: Any) -> None:
+    """In a thread, to its end even if the caller is cancelled: nobody else may touch the index before."""
+    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def keys_of(chunk_ids: Sequence[ChunkId], parts: Sequence[int]) -> Keys:

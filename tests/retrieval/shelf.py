@@ -67,7 +67,7 @@ class Shelf:
         identity = await self.backend.identity()
         document, _ = await self.documents.begin(target, fingerprint="f", embedding=identity, title="")
         vectors = await self.embedder.vectors([one.text for one in new], request_id="r")
-        await self.documents.add(document, new, [vector[np.newaxis] for vector in vectors], first=0)
+        await self.documents.add(target, document, new, [vector[np.newaxis] for vector in vectors], first=0)
         assert await self.documents.swap(target, document, usage_bytes=1)
         query = select(chunks.c.id).where(chunks.c.document_id == document).order_by(chunks.c.ordinal)
         async with self.database.connect() as connection:
@@ -126,7 +126,7 @@ class Shelf:
         document, done = await self.documents.begin(target, fingerprint=fingerprint, embedding=embedding, title="T")
         new = [NewChunk("", text, 1) for text in matrices][done:]
         if new:
-            await self.documents.add(document, new, list(matrices.values())[done:], first=done)
+            await self.documents.add(target, document, new, list(matrices.values())[done:], first=done)
         return document
 
     async def place(

@@ -21,16 +21,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         chat = write_synthetic(home / "chat.gguf")
+        (home / "quipu.md").write_text(
+            "# Quipu\n\nA quipu is a device of knotted cords. It recorded numbers for the census."
+        )
         local = {"engine": "llama_cpp"}
         config = {
             "backends": [
                 {"name": "chat", "model": str(chat), "context_tokens": 8192, **local},
                 {"name": "minilm", "model": str(models / MINILM), "serves": "embeddings", **local},
+                {"name": "quote", "engine": "quote"},
             ],
             "models": [
                 {"name": "guide", "route": ["chat"]},
                 {"name": "text-embedding-3-small", "route": ["minilm"]},
+                {"name": "handbook", "collections": ["handbook"], "route": ["quote"]},
             ],
+            "collections": [{"name": "handbook", "embed": "minilm", "paths": [f"{home}/*.md"]}],
             "roles": [{"name": "default"}],
         }
         gateway = Serving(home, config, tiktoken_environment())

@@ -54,6 +54,24 @@ def test_a_chat_answers_whole_and_as_a_stream() -> None:
     assert whole.usage_metadata["output_tokens"] == 12
 
 
+def wait_for_documents() -> None:
+    while httpx.get(os.environ["GATEWAY_URL"].rstrip("/") + "/health/ready").json()["status"] != "ready":
+        pass
+
+
+def test_a_collection_answers_by_its_models_name_with_citations() -> None:
+    wait_for_documents()
+    model = ChatOpenAI(base_url=BASE_URL, api_key=KEY, model="handbook", include_response_headers=True)
+    answer = model.invoke("What is a quipu?")
+    assert "knotted cords. [1]" in str(answer.content)
+    assert "quipu.md" in str(answer.content)
+    url = f"{BASE_URL}/retrievals/{answer.response_metadata['headers']['x-chasqui-retrieval']}"
+    told = httpx.get(url, headers={"authorization": f"Bearer {KEY.get_secret_value()}"}).json()
+    assert "knotted cords" in told["passages"][0]["text"]
+    streamed = "".join(str(chunk.content) for chunk in model.stream("What is a quipu?"))
+    assert streamed == answer.content
+
+
 class Journey(BaseModel):
     days: int = Field(ge=1, le=9)
     by: str = Field(max_length=8)

@@ -2,6 +2,7 @@
 
 import os
 
+import httpx
 from llama_index.core.llms import ChatMessage
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
@@ -28,3 +29,12 @@ def test_a_chat_answers_whole_and_as_a_stream() -> None:
     assert whole
     *_, last = model.stream_chat(messages)
     assert last.message.content == whole
+
+
+def test_a_collection_answers_by_its_models_name_with_citations() -> None:
+    """By default it calls legacy completions."""
+    while httpx.get(os.environ["GATEWAY_URL"].rstrip("/") + "/health/ready").json()["status"] != "ready":
+        pass
+    for chat in (False, True):
+        model = OpenAILike(model="handbook", api_base=BASE_URL, api_key=KEY, is_chat_model=chat, max_retries=0)
+        assert "knotted cords. [1]" in model.complete("What is a quipu?").text

@@ -72,7 +72,7 @@ def upgrade() -> None:
         sa.Column("vector", sa.LargeBinary(), nullable=False),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_chunks_document_id", "chunks", ["document_id", "ordinal"])
+    op.create_index("ix_chunks_document_id", "chunks", ["document_id", "ordinal"], unique=True)
     _files()
 
 
