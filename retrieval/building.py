@@ -163,7 +163,8 @@ class Builder:
         identity = await embedder.backend.identity()
         settings = chunk_settings(member.chunking)
         recipe = f"{RECIPE_VERSION}\0{identity}\0{settings!r}\0{data.name}\0".encode()
-        fingerprint = hashlib.sha256(recipe + hashlib.sha256(data.data).digest()).hexdigest()
+        content = await asyncio.to_thread(hashlib.sha256, data.data)  # up to hundreds of megabytes
+        fingerprint = hashlib.sha256(recipe + content.digest()).hexdigest()
         documents = self._library.documents
         if member.document_id is not None and await documents.fingerprint(member.document_id) == fingerprint:
             await documents.keep(target)

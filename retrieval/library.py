@@ -117,6 +117,8 @@ class Library:
                     until_tidy_s = TIDY_S
             except (SQLAlchemyError, OSError, BackendError) as exc:
                 log.warning("the collections cannot be looked after now: %s", exc)
+            except Exception:  # the edge of a background job: a bug in it must not stop it for good
+                log.exception("the collections cannot be looked after now")
             await self._sleep(POLL_S)
             until_tidy_s -= POLL_S
 

@@ -136,7 +136,7 @@ class _Child:
         Raises:
             DocumentUnreadable: what it answers, or what became of it.
         """
-        data = msgspec.msgpack.encode(job)
+        data = await asyncio.to_thread(msgspec.msgpack.encode, job)
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
@@ -145,7 +145,8 @@ class _Child:
                     stdin.write(_LENGTH.pack(len(data)) + data)
                     await stdin.drain()
                 head = await stdout.readexactly(_LENGTH.size)
-                answer: dict[str, Any] = msgspec.msgpack.decode(await stdout.readexactly(_LENGTH.unpack(head)[0]))
+                told = await stdout.readexactly(_LENGTH.unpack(head)[0])
+                answer: dict[str, Any] = await asyncio.to_thread(msgspec.msgpack.decode, told)
         except TimeoutError:
             await self.aclose()
             raise DocumentUnreadable(f"{self._name} takes too long to be read (files.parse_s)") from None

@@ -119,6 +119,8 @@ class Declared:
             except (SQLAlchemyError, OSError) as exc:
                 log.warning("collection '%s' cannot be looked at now: %s", self.settings.name, exc)
                 self.state = f"waiting: {exc}"[:200]
+            except Exception:  # the edge of a background job: a bug in it must not stop it for good
+                log.exception("collection '%s' cannot be looked at now", self.settings.name)
             await self._pause()
 
     async def _pause(self) -> None:
