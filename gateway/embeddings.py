@@ -9,7 +9,7 @@ import msgspec
 
 from backends.base import EMBEDDINGS, Backend, Call
 from backends.encodings import EncodingMissing, Encodings
-from backends.errors import BackendError, InvalidRequest
+from backends.errors import InvalidRequest
 from backends.wire import Body, Usage
 from gateway.attribution import attribute
 from gateway.bookkeeping import BYTES_PER_TOKEN, Bookkeeping
@@ -17,6 +17,7 @@ from gateway.exchange import Exchange
 from gateway.outlet import Outlet
 from gateway.targets import Target, Targets
 from gateway.tries import Tries
+from gateway.turns import in_turn
 from policies.errors import QuotaExceeded
 from policies.roles import Caller
 from policies.routing import Station
@@ -122,18 +123,9 @@ class Embeddings:
         return target
 
     async def _embed(self, exchange: Exchange, tries: Tries, texts: list[str], body: Body, use: Use) -> Embedded:
-        waiting_since = self._clock()
-        try:
-            while (station := await tries.next()) is not None:
-                exchange.attempts += 1
-                exchange.backend, exchange.backend_model = station.backend, station.model
-                try:
-                    return await self._ask(exchange, station, texts, body, use)
-                except BackendError as failure:
-                    tries.failed(failure)
-            raise tries.failure
-        finally:
-            exchange.waited_s += self._clock() - waiting_since
+        return await in_turn(
+            exchange, tries, lambda station: self._ask(exchange, station, texts, body, use), clock=self._clock
+        )
 
     async def _ask(self, exchange: Exchange, station: Station, texts: list[str], body: Body, use: Use) -> Embedded:
         exchange.prompt_tokens = sum(map(len, texts)) // BYTES_PER_TOKEN

@@ -24,7 +24,9 @@ from gateway.form import Form
 from gateway.outlet import Outlet
 from gateway.targets import Target, Targets
 from gateway.tries import Tries
+from gateway.turns import in_turn
 from policies.errors import PathHidden
+from policies.routing import Station
 from policies.token_counts import UPSTREAM_MAX_TOKENS, upper_bound
 
 GENERATING = ("/v1/responses",)
@@ -154,30 +156,22 @@ class Forwarding:
         return Tries(exchange.model, stations, retries=target.settings.retries)
 
     async def _asked(self, exchange: Exchange, tries: Tries, content: Content) -> Forwarded:
+        return await in_turn(exchange, tries, lambda station: self._ask(exchange, station, content), clock=self._clock)
+
+    async def _ask(self, exchange: Exchange, station: Station, content: Content) -> Forwarded:
         assert exchange.caller is not None
-        waiting_since = self._clock()
-        try:
-            while (station := await tries.next()) is not None:
-                exchange.attempts += 1
-                exchange.backend, exchange.backend_model = station.backend, station.model
-                self._books.begin(exchange)
-                call = Forward(
-                    exchange.path,
-                    content.named(station.model),
-                    content.content_type,
-                    exchange.id,
-                    station.model,
-                    exchange.crossing,
-                    exchange.caller.key_id,
-                    exchange.meter,
-                )
-                try:
-                    return await self._backends[station.backend].forward(call)
-                except BackendError as failure:
-                    tries.failed(failure)
-            raise tries.failure
-        finally:
-            exchange.waited_s += self._clock() - waiting_since
+        self._books.begin(exchange)
+        call = Forward(
+            exchange.path,
+            content.named(station.model),
+            content.content_type,
+            exchange.id,
+            station.model,
+            exchange.crossing,
+            exchange.caller.key_id,
+            exchange.meter,
+        )
+        return await self._backends[station.backend].forward(call)
 
     async def _pass_whole(self, exchange: Exchange, answer: Forwarded, body: bytes, outlet: Outlet) -> None:
         async for _ in answer.pieces:  # there are none; the end is the backend's good mark

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from backends.base import RERANK, Answer, Backend, Call
-from backends.errors import BackendError, InvalidRequest
+from backends.errors import InvalidRequest
 from backends.wire import MAX_TOKENS, Body, Usage
 from gateway.attribution import attribute
 from gateway.bookkeeping import BYTES_PER_TOKEN, Bookkeeping
@@ -15,6 +15,7 @@ from gateway.exchange import Exchange
 from gateway.outlet import Outlet
 from gateway.targets import Target, Targets
 from gateway.tries import Tries
+from gateway.turns import in_turn
 from policies.errors import QuotaExceeded
 from policies.routing import Station
 from policies.token_counts import upper_bound
@@ -60,7 +61,12 @@ class Reranking:
             target = self._targets.resolve(exchange.model, exchange.caller)
             exchange.entry, exchange.price = target.settings.name, target.price
             await self._books.admit(exchange)
-            answer = await self._asked(exchange, self._tries(exchange, target), body)
+            answer = await in_turn(
+                exchange,
+                self._tries(exchange, target),
+                lambda station: self._ask(exchange, station, body),
+                clock=self._clock,
+            )
             exchange.usage = usage_of(answer.body) or Usage()
             exchange.outcome = "complete"
             exchange.keep(answer.body)
@@ -77,20 +83,6 @@ class Reranking:
             )
         stations = self._targets.stations(target, exchange.caller)
         return Tries(exchange.model, stations, retries=target.settings.retries)
-
-    async def _asked(self, exchange: Exchange, tries: Tries, body: Body) -> Answer:
-        waiting_since = self._clock()
-        try:
-            while (station := await tries.next()) is not None:
-                exchange.attempts += 1
-                exchange.backend, exchange.backend_model = station.backend, station.model
-                try:
-                    return await self._ask(exchange, station, body)
-                except BackendError as failure:
-                    tries.failed(failure)
-            raise tries.failure
-        finally:
-            exchange.waited_s += self._clock() - waiting_since
 
     async def _ask(self, exchange: Exchange, station: Station, body: Body) -> Answer:
         assert exchange.caller is not None
