@@ -5,9 +5,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from backends.base import RERANK, Backend, Call
+from backends.base import RERANK, Answer, Backend, Call
+from backends.errors import UpstreamRefused
 from backends.wire import Body
 from retrieval.errors import EmbeddingFailed
+
+LEAST_CHARS = 64
+"""Of a text; a model that reads less of it cannot judge it."""
 
 
 class _Result(msgspec.Struct):
@@ -32,8 +36,7 @@ class Reranker:
         if not texts:
             return []
         name = self._backend.name
-        body = Body(b"{}").replace(model=name, query=query, documents=list(texts), top_n=len(texts))
-        answer = await self._backend.complete(Call(RERANK, body, request_id, name))
+        answer = await self._asked(query, texts, request_id)
         try:
             results = msgspec.json.decode(answer.body, type=_Ranking).results
         except msgspec.MsgspecError as exc:
@@ -42,6 +45,19 @@ class Reranker:
         if by_place.keys() != set(range(len(texts))) or not all(map(math.isfinite, by_place.values())):
             raise EmbeddingFailed(f"backend '{name}' did not rank every passage")
         return _in_unit([by_place[place] for place in range(len(texts))])
+
+    async def _asked(self, query: str, texts: Sequence[str], request_id: str) -> Answer:
+        """With as much of each text as the model reads beside the question: a beginning says more than nothing."""
+        name, longest = self._backend.name, max(map(len, texts))
+        while True:
+            documents = [text[:longest] for text in texts]
+            body = Body(b"{}").replace(model=name, query=query, documents=documents, top_n=len(texts))
+            try:
+                return await self._backend.complete(Call(RERANK, body, request_id, name))
+            except UpstreamRefused as exc:
+                if exc.code != "context_length_exceeded" or longest < LEAST_CHARS:
+                    raise
+                longest //= 2
 
 
 def _in_unit(scores: Sequence[float]) -> list[float]:

@@ -1,5 +1,8 @@
 """The openai SDK's files and vector stores, unmodified, against a real gateway."""
 
+import contextlib
+import select
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -273,3 +276,29 @@ def test_what_is_wrong_with_a_request_is_named(client: openai.OpenAI) -> None:
             ask()
         assert word in str(refused.value), word
     client.vector_stores.delete(store.id)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_file_that_is_too_large_is_refused_and_nothing_of_it_is_kept(gateway: Gateway, announced: bool) -> None:
+    """200 MB, against `files.max_mb: 128`."""
+    head = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+    size = 200 * 2**20
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=60) as connection:
+        length = f"content-length: {size + len(head)}" if announced else "transfer-encoding: chunked"
+        connection.sendall(
+            f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\r\n{length}\r\n"
+            "content-type: multipart/form-data; boundary=b\r\n\r\n".encode()
+        )
+        piece = b"x" * 2**20
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"%x\r\n%b\r\n" % (len(head), head) if not announced else head)
+            for _ in range(size // len(piece)):
+                if select.select([connection], [], [], 0)[0]:
+                    break
+                connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if not announced else piece)
+        answer = connection.recv(65_536)
+    assert b" 413 " in answer.split(b"\r\n", 1)[0]
+    assert b"request_too_large" in answer
+    with gateway.sdk() as client:
+        assert "a.txt" not in [one.filename for one in client.files.list()]
+    assert not [path for path in gateway.home.iterdir() if path.name.startswith("tmp")]
