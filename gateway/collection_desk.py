@@ -28,10 +28,10 @@ from gateway.outlet import Outlet
 from gateway.retrieving import Retrieving, asked_settings
 from policies.errors import NotThere
 from policies.roles import Caller
+from retrieval.candidates import BALANCE, Weights
 from retrieval.catalog import Member, NewMember, Page, Stored
 from retrieval.documents import Chunk
 from retrieval.filters import check
-from retrieval.search import BALANCE, Weights
 from retrieval.settings import RetrievalSettings
 
 BUILT_IN_RANKERS = ("none", "auto", "default-2024-11-15", "default_2024_08_21")

@@ -19,12 +19,13 @@ from gateway.metrics import Metrics
 from gateway.targets import Target, Targets
 from policies.errors import NotThere
 from policies.roles import Caller
+from retrieval.candidates import BALANCE, Weights
 from retrieval.catalog import Stored
 from retrieval.citations import last_user
 from retrieval.filters import check
 from retrieval.retrievals import Retrievals, conversation_of
 from retrieval.rewriting import rewritten
-from retrieval.search import BALANCE, Findings, Found, Searcher, Weights
+from retrieval.search import Findings, Found, Searcher
 from retrieval.settings import CollectionSettings, RetrievalSettings
 
 log = logging.getLogger("chasqui")

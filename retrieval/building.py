@@ -151,8 +151,10 @@ class Builder:
             await self._from(data, member, stored, embedder)
         except DocumentUnreadable as exc:
             await self._fail(member, "unsupported_file" if exc.kind else "invalid_file", str(exc))
-        except (PageRefused, OSError) as exc:
+        except PageRefused as exc:
             await self._fail(member, "invalid_file", str(exc))
+        except OSError as exc:
+            await self._fail(member, "invalid_file", f"{member.name} cannot be read: {exc.strerror or exc}")
         except UpstreamRefused as exc:
             if exc.status == 429:
                 raise

@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from backends.base import Answer, Call
 from backends.errors import BackendError, BackendUnavailable, UpstreamRefused
 from retrieval import lexical
+from retrieval.candidates import joined
 from retrieval.catalog import Stored
 from retrieval.documents import NewChunk
 from retrieval.embedding import Embedder
 from retrieval.errors import CollectionNotReady, EmbeddingFailed, FilterInvalid
 from retrieval.reranking import Reranker
-from retrieval.search import Findings, Searcher, joined
+from retrieval.search import Findings, Searcher
 from retrieval.settings import RetrievalSettings
 from tests.retrieval.fakes import WordsBackend, vector_of
 from tests.retrieval.shelf import Shelf
