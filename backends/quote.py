@@ -88,6 +88,11 @@ class Quote:
             raise InvalidRequest(
                 "this model quotes documents; it makes no embeddings and ranks nothing.", param="model"
             )
+        form = call.body.read("response_format", dict[str, Any]) or {}
+        if form.get("type") not in (None, "text"):
+            raise InvalidRequest(
+                "this model quotes documents word for word, and cannot keep to a format.", param="response_format"
+            )
         if not call.passages:
             raise BackendUnavailable(
                 self.name,

@@ -39,7 +39,7 @@ class Access:
         Raises:
             NotThere: or not for this caller, who is told the same.
         """
-        stored = await self._catalog.get(self._names.get(name, name))
+        stored = await self._catalog.get(self._names.get(name, name)) if "\0" not in name else None
         if stored is None or not self.sees(caller, stored):
             raise NotThere("vector store", name)
         return stored
@@ -73,10 +73,17 @@ class Access:
         Raises:
             NotThere: or not of this caller's role.
         """
-        uploaded = await self._files.get(id_)
+        uploaded = await self._files.get(id_) if "\0" not in id_ else None
         if uploaded is None or self.owner(caller) not in (None, uploaded.owner):
             raise NotThere("file", id_)
+        if self.uploader(caller) not in (None, uploaded.key):
+            raise NotThere("file", id_)
         return uploaded
+
+    @staticmethod
+    def uploader(caller: Caller) -> str | None:
+        """Whose uploads a caller gets: a key that is narrowed to some collections, its own; None: all of the role's."""
+        return caller.key_id if caller.narrowed_to_collections else None
 
     def sees(self, caller: Caller, stored: Stored) -> bool:
         if stored.declared and stored.public_id not in self.declared:

@@ -66,6 +66,8 @@ class CollectionDesk:
                 "vector_stores", "no backend here makes embeddings; configure one, or `default_embed`"
             )
         chunking, metadata = chunking_of(fields.chunking_strategy), metadata_of(fields.metadata)
+        if not caller.reads(name=fields.name or "", id_="", owner=caller.role.name):
+            raise InvalidRequest("this key is narrowed to other collections, and could not use it.", param="name")
         members = [await self._new(caller, MemberFields(id_), chunking) for id_ in dict.fromkeys(fields.file_ids)]
         stored = await self._catalog.create(
             name=(fields.name or "").replace("\0", ""),
@@ -102,6 +104,11 @@ class CollectionDesk:
     async def rebuild(self, caller: Caller, id_: str) -> dict[str, Any]:
         """Everything in it is read anew; what can be found stays until then."""
         stored = await self._access.collection(caller, id_)
+        if stored.declared and self._access.owner(caller) is not None:
+            raise InvalidRequest(
+                f"'{stored.name}' belongs to the configuration; administrators have it read anew.",
+                param="vector_store_id",
+            )
         await self._catalog.rebuild(stored.id)
         self._knowledge.library.wanted.set()
         return await self.shown(stored)
@@ -133,7 +140,7 @@ class CollectionDesk:
         Raises:
             NotThere
         """
-        found = await self._catalog.batch(stored.id, id_)
+        found = await self._catalog.batch(stored.id, id_) if "\0" not in id_ else None
         if found is None:
             raise NotThere("file batch", id_)
         return batch_object(id_, *found, stored)
@@ -146,7 +153,7 @@ class CollectionDesk:
 
     async def detach(self, caller: Caller, id_: str, file_id: str) -> None:
         stored = await self._own(caller, id_)
-        if not await self._catalog.detach(stored.id, [file_id]):
+        if "\0" in file_id or not await self._catalog.detach(stored.id, [file_id]):
             raise NotThere("file in this vector store", file_id)
 
     async def set_attributes(self, caller: Caller, id_: str, file_id: str, given: Any) -> dict[str, Any]:
@@ -159,7 +166,7 @@ class CollectionDesk:
         Raises:
             NotThere
         """
-        found = await self._catalog.member(stored.id, file_id)
+        found = await self._catalog.member(stored.id, file_id) if "\0" not in file_id else None
         if found is None:
             raise NotThere("file in this vector store", file_id)
         return found
@@ -179,7 +186,7 @@ class CollectionDesk:
         return await self._knowledge.library.documents.of_document(member.document_id)
 
     async def _attach(self, stored: Stored, new: Sequence[NewMember], *, batch: str = "") -> None:
-        await self._catalog.attach(stored.id, new, batch=batch)
+        await self._catalog.attach(stored.id, new, batch=batch, uploaded=True)
         self._knowledge.library.wanted.set()
 
     async def _new(self, caller: Caller, fields: MemberFields, chunking: dict[str, Any]) -> NewMember:

@@ -45,9 +45,11 @@ from policies.retries import retry_after_s
 from retrieval.errors import (
     AlreadyDone,
     CollectionNotReady,
+    CursorUnknown,
     DocumentUnreadable,
     EmbeddingFailed,
     FilterInvalid,
+    Gone,
     Overtaken,
     PageRefused,
     PageUnavailable,
@@ -96,6 +98,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     TokensUndecodable: Meaning(400, "invalid_request_error", "invalid_value"),
     DocumentUnreadable: Meaning(400, "invalid_request_error", "invalid_value"),
     FilterInvalid: Meaning(400, "invalid_request_error", "invalid_value"),
+    CursorUnknown: Meaning(400, "invalid_request_error", "invalid_value"),
     AlreadyDone: Meaning(400, "invalid_request_error", "invalid_value"),
     PageRefused: Meaning(400, "invalid_request_error", "invalid_value"),
     KeyUnknown: Meaning(401, "authentication_error", "invalid_api_key"),
@@ -104,6 +107,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     PathHidden: Meaning(404, "invalid_request_error", "not_found"),
     KeyNotFound: Meaning(404, "invalid_request_error", "not_found"),
     NotThere: Meaning(404, "invalid_request_error", "not_found"),
+    Gone: Meaning(404, "invalid_request_error", "not_found"),
     ModelUnknown: Meaning(404, "invalid_request_error", "model_not_found"),
     RequestTimeout: Meaning(408, "invalid_request_error", "request_timeout"),
     ClientGone: Meaning(499, "invalid_request_error", "client_closed_request"),  # nobody reads it; the log does

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from backends.asgi import BodyTooLarge
 from backends.errors import InvalidRequest
 from gateway.bookkeeping import Bookkeeping
 from gateway.collection_objects import file_object
@@ -38,6 +39,8 @@ class FileDesk:
         caller, files = exchange.caller, self._knowledge.library.files
         purpose, expires_after_s = read_fields(upload)
         exchange.model = "files"
+        if upload.size_bytes > (most := int(self._knowledge.limits.max_mb * 2**20)):
+            raise BodyTooLarge(most)
         with self._books.of(exchange, outlet):
             await self._books.admit(exchange)
             await self._check_room(caller.role.name, upload.size_bytes)

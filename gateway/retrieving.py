@@ -288,7 +288,7 @@ class Retrieving:
         Raises:
             NotThere: or not for this caller.
         """
-        known = await self._retrievals.get(id_)
+        known = await self._retrievals.get(id_) if "\0" not in id_ else None
         if known is None or self.access.owner(caller) not in (None, known[0]):
             raise NotThere("retrieval", id_)
         record = known[1]

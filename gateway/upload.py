@@ -68,7 +68,7 @@ async def read_upload(
         return reading.ended()
     except MultipartError as exc:
         reading.close()
-        raise InvalidRequest(f"the body is not a multipart form: {exc}.") from None
+        raise InvalidRequest(f"the body is not a multipart form: {exc.args[0] if exc.args else 'damaged'}.") from None
     except BaseException:
         reading.close()
         raise

@@ -89,6 +89,11 @@ class Caller:
         mine = self.role.name in (owner, ADMIN.name)
         return mine and all(name in allowed or id_ in allowed for own, allowed in self.narrowed if own == "collections")
 
+    @property
+    def narrowed_to_collections(self) -> bool:
+        """Not all that its role may read is there for this key."""
+        return any(kind == "collections" for kind, _ in self.narrowed)
+
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
         """Of the role and of the key; all of them hold."""

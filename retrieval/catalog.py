@@ -2,7 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Collection as Many
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,14 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from retrieval import lexical
 from retrieval.documents import remove_documents, remove_versions
-from retrieval.errors import AlreadyDone
+from retrieval.errors import AlreadyDone, CursorUnknown, Gone
 from retrieval.ids import declared_id
-from retrieval.tables import collections, documents, file_batches, members
+from retrieval.tables import collections, documents, file_batches, files, members
 
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 COUNTED: tuple[Status, ...] = ("in_progress", "completed", "failed", "cancelled")
 
 DAY_S = 86_400
+MAX_LEFT = 20_000
+IDS_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class Catalog:
     def __init__(self, database: AsyncEngine, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
+        self._left: OrderedDict[tuple[int, str], int] = OrderedDict()
+        """By collection, where members stood that were removed lately."""
 
     # -- collections
 
@@ -258,16 +263,28 @@ class Catalog:
         if batch is not None:
             query = query.where(members.c.batch_id == batch)
         within = members.c.collection_id == collection
-        return await self._members(await self._paged(query, members, page, within=within))
+        return await self._members(await self._paged(query, members, page, within=within, scope=collection))
 
     async def all_members(self, collection: int) -> list[Member]:
         return await self._members(select(*_MEMBER).where(members.c.collection_id == collection))
 
-    async def attach(self, collection: int, new: Sequence[NewMember], *, batch: str = "") -> None:
-        """They are built in the background. One that is there already is built anew, and is found as it was until then."""
+    async def attach(
+        self, collection: int, new: Sequence[NewMember], *, batch: str = "", uploaded: bool = False
+    ) -> None:
+        """They are built in the background. One that is there already is built anew, and is found as it was until then.
+
+        Args:
+            uploaded: they are files, which may be deleted at this moment.
+
+        Raises:
+            Gone: the collection, or one of the files.
+        """
         now = int(self._clock())
         async with self._database.begin() as connection:
-            await self._active(connection, collection, now)
+            if not await self._active(connection, collection, now):
+                raise Gone("vector store")
+            if uploaded:
+                await _check_files(connection, [one.public_id for one in new])
             for one in new:
                 again = update(members).where(
                     members.c.collection_id == collection, members.c.public_id == one.public_id
@@ -295,8 +312,10 @@ class Catalog:
         """How many were there."""
         async with self._database.begin() as connection:
             await self._active(connection, collection, int(self._clock()))
-            gone = members.c.collection_id == collection, members.c.public_id.in_(list(public_ids))
-            return await remove_members(connection, collection, and_(*gone))
+            which = and_(members.c.collection_id == collection, members.c.public_id.in_(list(public_ids)))
+            gone = await remove_members(connection, collection, which)
+        self._remember(collection, gone)
+        return len(gone)
 
     async def detach_everywhere(self, file_id: str) -> None:
         """A file is deleted: it leaves all collections."""
@@ -322,6 +341,8 @@ class Catalog:
     async def open_batch(self, collection: int) -> str:
         id_ = f"vsfb_{secrets.token_hex(12)}"
         async with self._database.begin() as connection:
+            if not await self._active(connection, collection, int(self._clock())):
+                raise Gone("vector store")
             values = {"id": id_, "collection_id": collection, "created_at": int(self._clock()), "cancelled": False}
             await connection.execute(insert(file_batches).values(values))
         return id_
@@ -360,25 +381,43 @@ class Catalog:
 
     # --
 
-    async def _active(self, connection: AsyncConnection, collection: int, now: int) -> None:
-        await connection.execute(
-            update(collections)
-            .where(collections.c.id == collection)
-            .values(last_active_at=now, generation=collections.c.generation + 1)
-        )
+    async def _active(self, connection: AsyncConnection, collection: int, now: int) -> bool:
+        """Whether it is there; it is locked until the transaction ends."""
+        used = update(collections).where(collections.c.id == collection)
+        done = await connection.execute(used.values(last_active_at=now, generation=collections.c.generation + 1))
+        return bool(done.rowcount)
 
-    async def _paged(self, query: Select[Any], table: Table, page: Page, *, within: Any = None) -> Select[Any]:
-        """By `id`, which grows as things are made."""
-        for cursor, forward in ((page.after, True), (page.before, False)):
-            if cursor is None:
-                continue
-            place = select(table.c.id).where(table.c.public_id == cursor)
-            place = place if within is None else place.where(within)
-            beyond = page.ascending == forward
-            border = place.scalar_subquery()
-            query = query.where(table.c.id > border if beyond else table.c.id < border)
+    async def _paged(
+        self, query: Select[Any], table: Table, page: Page, *, within: Any = None, scope: int = 0
+    ) -> Select[Any]:
+        """By `id`, which grows as things are made.
+
+        Raises:
+            CursorUnknown
+        """
+        for param, cursor, forward in (("after", page.after, True), ("before", page.before, False)):
+            if cursor is not None:
+                border = await self._place(table, cursor, within, (scope, cursor), param)
+                beyond = page.ascending == forward
+                query = query.where(table.c.id > border if beyond else table.c.id < border)
         order = table.c.id.asc() if page.ascending else table.c.id.desc()
         return query.order_by(order).limit(page.limit + 1)
+
+    async def _place(self, table: Table, cursor: str, within: Any, key: tuple[int, str], param: str) -> int:
+        """Where something stands, or stood: who deletes what a list shows asks for the next page behind it."""
+        query = select(table.c.id).where(table.c.public_id == cursor)
+        async with self._database.connect() as connection:
+            found = (await connection.execute(query if within is None else query.where(within))).scalars().first()
+        known = self._left.get(key) if found is None else int(found)
+        if known is None:
+            raise CursorUnknown(cursor, param=param)
+        return known
+
+    def _remember(self, scope: int, gone: Iterable[tuple[int, str]]) -> None:
+        for id_, public_id in gone:
+            self._left[scope, public_id] = id_
+        while len(self._left) > MAX_LEFT:
+            self._left.popitem(last=False)
 
     async def _collections(self, query: Select[Any]) -> list[Stored]:
         async with self._database.connect() as connection:
@@ -389,11 +428,27 @@ class Catalog:
             return [Member(*row) for row in await connection.execute(query)]
 
 
-async def remove_members(connection: AsyncConnection, collection: int, which: Any) -> int:
-    """With their documents, in this transaction, which has written something already."""
+async def remove_members(connection: AsyncConnection, collection: int, which: Any) -> list[tuple[int, str]]:
+    """With their documents, in this transaction, which has locked their collection; their ids, and their public ones."""
     await lock_members(connection, which)
     await remove_versions(connection, collection, which)
-    return int((await connection.execute(delete(members).where(which))).rowcount)
+    gone = await connection.execute(delete(members).where(which).returning(members.c.id, members.c.public_id))
+    return [(id_, public_id) for id_, public_id in gone]
+
+
+async def _check_files(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """That they are there, and stay until this transaction ends: who deletes one looks for its members afterwards.
+
+    Raises:
+        Gone
+    """
+    there: set[str] = set()
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        some = select(files.c.id).where(files.c.id.in_(ids[start : start + IDS_AT_ONCE]), files.c.digest != "")
+        there |= set((await connection.execute(some.with_for_update(read=True))).scalars().all())
+    for id_ in ids:
+        if id_ not in there:
+            raise Gone("file", id_)
 
 
 async def lock_members(connection: AsyncConnection, which: Any) -> None:

@@ -48,6 +48,22 @@ class Overtaken(RetrievalError):
         super().__init__(f"member {member} has changed while it was built")
 
 
+class Gone(RetrievalError):
+    """A collection or a file that was there a moment ago."""
+
+    def __init__(self, kind: str, id_: str | None = None) -> None:
+        named = f" '{id_[:200]}'" if id_ is not None else ""
+        super().__init__(f"there is no such {kind}{named} any more")
+
+
+class CursorUnknown(RetrievalError):
+    """A list is to go on behind something that it does not have."""
+
+    def __init__(self, id_: str, *, param: str) -> None:
+        super().__init__(f"'{param}' names nothing in this list: '{id_[:200]}'; begin anew without it")
+        self.param = param
+
+
 class AlreadyDone(RetrievalError):
     """What should be stopped has ended."""
 

@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from retrieval.catalog import Catalog, Page
+from retrieval.errors import CursorUnknown
 from retrieval.tables import file_pieces, files
 
 PIECE_BYTES = 1024 * 1024
@@ -88,20 +89,26 @@ class Files:
             row = (await connection.execute(query)).one_or_none()
         return Uploaded(*row) if row is not None and not self._expired(row.expires_at) else None
 
-    async def listed(self, page: Page, *, owner: str | None, purpose: str | None = None) -> list[Uploaded]:
+    async def listed(
+        self, page: Page, *, owner: str | None, key: str | None = None, purpose: str | None = None
+    ) -> list[Uploaded]:
         """One more than `page.limit` where there are more, by age.
 
         Args:
             owner: None: those of all roles.
+            key: that uploaded them; None: any.
         """
         now = int(self._clock())
         query = select(*_FILE).where(files.c.digest != "", files.c.expires_at.is_(None) | (files.c.expires_at > now))
         if owner is not None:
             query = query.where(files.c.owner == owner)
+        if key is not None:
+            query = query.where(files.c.key == key)
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
         for cursor, forward in ((page.after, True), (page.before, False)):
             if cursor is not None:
+                await self._check(cursor, "after" if forward else "before")
                 at = select(files.c.created_at).where(files.c.id == cursor).scalar_subquery()
                 same = files.c.created_at == at
                 if page.ascending == forward:
@@ -112,6 +119,11 @@ class Files:
         query = query.order_by(*(order if page.ascending else [one.desc() for one in order])).limit(page.limit + 1)
         async with self._database.connect() as connection:
             return [Uploaded(*row) for row in await connection.execute(query)]
+
+    async def _check(self, cursor: str, param: str) -> None:
+        async with self._database.connect() as connection:
+            if (await connection.execute(select(files.c.id).where(files.c.id == cursor))).first() is None:
+                raise CursorUnknown(cursor, param=param)
 
     async def pieces(self, id_: str) -> AsyncIterator[bytes]:
         ordinal = 0
@@ -128,7 +140,9 @@ class Files:
         return b"".join([piece async for piece in self.pieces(id_)])
 
     async def delete(self, id_: str) -> None:
-        """From all collections, too."""
+        """From all collections, too. Nobody attaches it any more, before they are looked for."""
+        async with self._database.begin() as connection:
+            await connection.execute(update(files).where(files.c.id == id_).values(digest=""))
         await self._catalog.detach_everywhere(id_)
         await self._remove(id_)
 

@@ -12,8 +12,10 @@ from sqlalchemy import Table, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from retrieval.errors import Overtaken
+
 LEASE_S = 15.0
-RENEW_S = 5.0
+RENEW_S = 2.0
 
 
 class Leases:
@@ -53,25 +55,45 @@ class Leases:
 
     @asynccontextmanager
     async def held(self, table: Table, id_: int) -> AsyncIterator[None]:
-        """Renews a claim while the block runs. A database that does not answer for long costs the claim, and nothing else: the next
-        claim moves what the writes of this one look at."""
-        task = asyncio.create_task(self._renew(table, id_))
+        """Renews a claim while the block runs. Where it is somebody else's meanwhile, or its row has gone, the block is ended: nobody
+        wants what it makes. A database that does not answer for long costs the claim, and the next one moves what writes look at.
+
+        Raises:
+            Overtaken: the claim was lost.
+        """
+        working = asyncio.current_task()
+        assert working is not None
+        lost = asyncio.Event()
+
+        def end() -> None:
+            lost.set()
+            working.cancel()
+
+        task = asyncio.create_task(self._renew(table, id_, end))
         try:
             yield
+        except asyncio.CancelledError:
+            if not lost.is_set():
+                raise
+            working.uncancel()
+            raise Overtaken(id_) from None
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _renew(self, table: Table, id_: int) -> None:
+    async def _renew(self, table: Table, id_: int, lost: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
             until = self._now() + int(LEASE_S * 1000)
             held = update(table).where(table.c.id == id_, table.c.claimed_by == self.holder)
             try:
                 async with self._database.begin() as connection:
-                    await connection.execute(held.values(claimed_until=until))
+                    renewed = (await connection.execute(held.values(claimed_until=until))).rowcount
             except SQLAlchemyError:
                 continue
+            if not renewed:
+                lost()
+                return
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

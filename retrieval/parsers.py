@@ -19,6 +19,9 @@ from retrieval.errors import DocumentUnreadable
 from retrieval.settings import ChunkSettings, FilesSettings
 
 DOCUMENTS_EACH = 200
+WALL, SLACK_S = 1.5, 5.0
+"""Of the seconds that a document may work, how many may pass by the clock: others work, too."""
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -113,6 +116,7 @@ class _Child:
         self._settings = settings
         self._name = ""
         self._documents = 0
+        self._until = 0.0
 
     @classmethod
     async def start(cls, settings: FilesSettings) -> "_Child":
@@ -130,6 +134,7 @@ class _Child:
     def begin(self, name: str) -> None:
         self._name = name
         self._documents += 1
+        self._until = asyncio.get_running_loop().time() + self._settings.parse_s * WALL + SLACK_S
 
     async def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """
@@ -140,7 +145,7 @@ class _Child:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
-            async with asyncio.timeout(self._settings.parse_s * 2 + 10):  # the process counts its own seconds of work
+            async with asyncio.timeout_at(self._until):  # the process counts its own seconds of work
                 with contextlib.suppress(ConnectionError, RuntimeError):  # it is dead, and reading says so
                     stdin.write(_LENGTH.pack(len(data)) + data)
                     await stdin.drain()

@@ -66,6 +66,9 @@ MAX_INFLATED_BYTES = 200 * 1024 * 1024
 """Of what a zipped document says it holds. One that lies about it meets the process's limit of memory."""
 
 MAX_CHARS = 20_000_000
+LONG_WORD_CHARS = 2_000
+"""What has no space for so long is no word: it is broken, so that it can be cut and counted in reasonable time."""
+
 MAX_CELL_CHARS = 1_000_000
 MAX_COLUMNS = 1_000
 MAX_CELLS = 2_000_000
@@ -79,6 +82,7 @@ _FRONT_MATTER = re.compile(r"\A---[ \t]*\n((?:[A-Za-z_][\w-]*:.*\n(?:.*\n)*?)?)(
 """Its first line has a key: else it is a line across the page."""
 
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+_LONG_WORD = re.compile(rf"\S{{{LONG_WORD_CHARS}}}")
 _BLOCK_SCALARS = frozenset(("", ">", "|", ">-", "|-", ">+", "|+"))
 
 
@@ -130,7 +134,7 @@ def suffix_of(name: str) -> str:
 
 
 def _checked(name: str, parsed: Parsed) -> Parsed:
-    pages = tuple(Page(page.number, without_hidden(page.text)) for page in parsed.pages)
+    pages = tuple(Page(page.number, _LONG_WORD.sub(r"\g<0> ", without_hidden(page.text))) for page in parsed.pages)
     if not any(page.text.strip() for page in pages):
         hint = "; pictures of text are not read" if PurePath(name).suffix.lower() == ".pdf" else ""
         raise DocumentUnreadable(f"{name} holds no text{hint}")

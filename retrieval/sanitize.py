@@ -29,7 +29,10 @@ _CONTROL = re.compile(
 )
 """What chat templates of the known families write around turns and tool calls, and what fences passages."""
 
-_TURN = re.compile(r"^([ \t>*_#]*)(system|assistant|user|human|developer)([ \t*_]*:)", re.IGNORECASE | re.MULTILINE)
+_TURN = re.compile(
+    r"^([ \t>*_#-]*)(system|assistant|user|human|developer|ai|bot|tool|instruction|response)([ \t*_]*:)",
+    re.IGNORECASE | re.MULTILINE,
+)
 """A line that plays a turn of the conversation."""
 
 

@@ -27,6 +27,9 @@ from retrieval.view import View
 
 log = logging.getLogger("chasqui.collections")
 
+QUERY_CHARS = 8_000
+"""Of a question, its end: there the question usually is, and no model reads more."""
+
 SPARE = 4
 """Read from the database beyond what is wanted, in case that some repeat each other."""
 
@@ -96,7 +99,7 @@ class Searcher:
         """
         if condition is not None:
             check(condition)
-        queries = [query for query in dict.fromkeys(queries) if query.strip()]
+        queries = [query[-QUERY_CHARS:] for query in dict.fromkeys(queries) if query[-QUERY_CHARS:].strip()]
         if not queries:
             return Findings()
         asked = _Asked(settings, condition, weights, request_id)

@@ -38,13 +38,18 @@ def command() -> None:
 
 
 @command.command("list")
+@click.option("--json", "as_json", is_flag=True)
 @options
-def list_collections(base_url: str | None, key: str | None) -> None:
+def list_collections(as_json: bool, base_url: str | None, key: str | None) -> None:
     """The collections that the key may read."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "id", "files", "in progress", "failed", "MB", "kept by")
+    if as_json:
+        with connected(base_url, key) as client:
+            click.echo(json.dumps([store.to_dict() for store in client.vector_stores.list(limit=100)], indent=2))
+        return
+    table = Table("name", Column("id", no_wrap=True, min_width=27), "files", "in progress", "failed", "MB", "kept by")
     with connected(base_url, key) as client:
         for store in client.vector_stores.list(limit=100):
             counts = store.file_counts
@@ -71,6 +76,8 @@ def add(
     key: str | None,
 ) -> None:
     """Upload files, and folders with all that is in them, into the store NAME (or its id), which is made if it is not there."""
+    if not name.strip():
+        stop("the store needs a name")
     files = [file for path in paths for file in _files(path)]
     if not files:
         stop("there are no files in it")
@@ -273,7 +280,7 @@ def _print(rows: dict[str, dict[str, Any]], first: str) -> None:
     table = Table(first, *columns)
     for name, row in rows.items():
         table.add_row(name, *(str(row.get(column, "")) for column in columns))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _searched(client: "openai.OpenAI", store: str, query: str, count: int, mode: str, rerank: str | None) -> list[Any]:

@@ -75,7 +75,8 @@ async def list_files(
     access = services_of(request).knowledge.access
     files = services_of(request).knowledge.library.files
     asked = asked_page(limit, order, after, before)
-    found = await files.listed(asked, owner=access.owner(caller_of(request)), purpose=purpose)
+    caller = caller_of(request)
+    found = await files.listed(asked, owner=access.owner(caller), key=access.uploader(caller), purpose=purpose)
     return page([file_object(one) for one in found], limit)
 
 

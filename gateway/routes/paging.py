@@ -13,4 +13,5 @@ Cursor = FromQuery[str | None]
 
 
 def asked_page(limit: int, order: str, after: str | None, before: str | None) -> Page:
+    after, before = (None if one is None else one.replace("\0", "") for one in (after, before))
     return Page(limit, after, before, ascending=order == "asc")

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from retrieval import files as files_module
 from retrieval.catalog import Catalog, NewMember, Page
 from retrieval.documents import NewChunk
+from retrieval.errors import CursorUnknown
 from retrieval.files import PIECE_BYTES, PIECES_AT_ONCE, UNFINISHED_S, Files, Uploaded
 from retrieval.tables import file_pieces
 from retrieval.tables import files as files_table
@@ -216,10 +217,12 @@ async def test_pages_are_what_lies_between_their_cursors(files: Files, clock: Cl
         for limit in (1, 3, 100):
             page = Page(limit, after, before, ascending)
             assert await asked(page) == order[first : max(first, last)][: limit + 1], page
-    assert await asked(Page(after="nobody", ascending=ascending)) == []
-    assert await asked(Page(before="nobody", ascending=ascending)) == []
+    for cursor in ({"after": "nobody"}, {"before": "nobody"}):
+        with pytest.raises(CursorUnknown):
+            await asked(Page(**cursor, ascending=ascending))
     await files.delete(order[2])
-    assert await asked(Page(after=order[2], ascending=ascending)) == []
+    with pytest.raises(CursorUnknown):
+        await asked(Page(after=order[2], ascending=ascending))
     assert await asked(Page(after=order[1], ascending=ascending)) == order[3:]
 
 
