@@ -4,6 +4,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -302,3 +303,63 @@ def test_a_file_that_is_too_large_is_refused_and_nothing_of_it_is_kept(gateway: 
     with gateway.sdk() as client:
         assert "a.txt" not in [one.filename for one in client.files.list()]
     assert not [path for path in gateway.home.iterdir() if path.name.startswith("tmp")]
+
+
+def test_a_narrowed_key_sees_its_own_uploads_and_makes_no_store_that_it_could_not_use(
+    gateway: Gateway, client: openai.OpenAI
+) -> None:
+    with (
+        store_of(client, vault__txt=b"The vault code is ZEBRA-91.") as store,
+        gateway.sdk(gateway.new_key(role="default", collections=["handbook"])) as narrowed,
+    ):
+        file_id = client.vector_stores.files.list(store.id).data[0].id
+        for ask in (
+            lambda: narrowed.files.retrieve(file_id),
+            lambda: narrowed.files.content(file_id),
+            lambda: narrowed.files.delete(file_id),
+            lambda: narrowed.vector_stores.retrieve(store.id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                ask()
+        assert narrowed.files.list().data == []
+        own = narrowed.files.create(file=("own.txt", b"mine"), purpose="assistants")
+        assert [one.id for one in narrowed.files.list()] == [own.id]
+        with pytest.raises(openai.BadRequestError, match="narrowed"):
+            narrowed.vector_stores.create(name="elsewhere")
+        narrowed.files.delete(own.id)
+
+
+def test_no_member_outlives_its_file(gateway: Gateway, client: openai.OpenAI) -> None:
+    """A file that is attached and deleted at once, by several."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            store = client.vector_stores.create()
+            file_id = client.files.create(file=("a.txt", b"double words"), purpose="assistants").id
+            work = [pool.submit(attached, client, store.id, file_id) for _ in range(6)]
+            work.append(pool.submit(client.files.delete, file_id))
+            assert {one.result() for one in work[:-1]} <= {200, 404}
+            work[-1].result()
+            assert client.vector_stores.files.list(store.id).data == []
+            client.vector_stores.delete(store.id)
+
+
+def attached(client: openai.OpenAI, store: str, file_id: str) -> int:
+    """The status."""
+    try:
+        client.vector_stores.files.create(store, file_id=file_id)
+    except openai.APIStatusError as refused:
+        return refused.status_code
+    return 200
+
+
+def test_a_file_that_is_attached_again_and_again_is_found_once_and_can_be_deleted(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    file_id = client.files.create(file=("a.txt", b"double words"), purpose="assistants").id
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: attached(client, store.id, file_id), range(16))) == {200}
+    client.vector_stores.files.poll(file_id, vector_store_id=store.id)
+    extra = {"retrieval": {"mode": "lexical"}}
+    assert len(client.vector_stores.search(store.id, query="double", extra_body=extra).data) == 1
+    client.files.delete(file_id)
+    assert client.vector_stores.search(store.id, query="double", extra_body=extra).data == []
+    client.vector_stores.delete(store.id)
