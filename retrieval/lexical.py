@@ -17,7 +17,7 @@ from retrieval.tables import ChunkId, DocumentId
 
 MAX_TERMS = 32
 
-CANDIDATES = 4000
+CANDIDATES = 2500
 """Chunks that are ranked, at most. Of a question's words the rarest count, as many as lead to so few; ranking a hundred thousand
 chunks for the sake of `the` takes longer than everything else together."""
 
