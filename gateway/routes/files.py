@@ -1,7 +1,5 @@
 """/v1/files: what is uploaded, for vector stores to read."""
 
-import asyncio
-from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
@@ -10,18 +8,16 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
-from backends.asgi import Receive, Send, until_gone
-from gateway.auth import authenticate, needs_key
+from gateway.auth import needs_key
 from gateway.collection_objects import deleted, file_object
-from gateway.errors import GatewayStopping
 from gateway.exchange import Exchange
 from gateway.outlet import Outlet
 from gateway.routes.admin.pages import page
 from gateway.routes.answers import exchange_of, services_of
-from gateway.routes.hot import announced_bytes
 from gateway.routes.paging import Cursor, FileLimit, Order, asked_page
+from gateway.routes.uploads import Headers, UploadRoute
 from gateway.services import Services
-from gateway.upload import read_upload
+from gateway.upload import Upload
 from policies.roles import Caller
 
 PATH = "/v1/files"
@@ -29,38 +25,19 @@ FORM_BYTES = 256 * 1024
 """Of a form, around the file."""
 
 
-class UploadRoute:
-    """As `HotRoute`, for a form."""
+async def _keep(services: Services, exchange: Exchange, upload: Upload, outlet: Outlet, headers: Headers) -> None:
+    await services.file_desk.add(exchange, upload, outlet)
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        services: Services = scope["services"]
-        exchange: Exchange = scope["exchange"]
-        exchange.operation, exchange.path = "file_upload", PATH
-        headers = scope["peer"].fields
-        outlet = Outlet(exchange, scope, send)
-        try:
-            exchange.caller = authenticate(headers.get(b"authorization", b""), PATH, scope)
-            upload = await read_upload(
-                receive,
-                headers,
-                limit_bytes=int(services.knowledge.limits.max_mb * 2**20) + FORM_BYTES,
-                announced_bytes=announced_bytes(headers),
-                folder=services.loaded.home,
-            )
-            with closing(upload):
-                if not await until_gone(scope, services.file_desk.add(exchange, upload, outlet)):
-                    exchange.outcome = "client_left"
-        except asyncio.CancelledError:
-            await outlet.failure(GatewayStopping())
-            raise
-        except Exception as exc:  # noqa: BLE001 - the edge of a request, as in `hot.py`
-            await outlet.failure(exc)
+
+UPLOAD = UploadRoute(
+    PATH, "file_upload", _keep, limit_bytes=lambda services: int(services.knowledge.limits.max_mb * 2**20) + FORM_BYTES
+)
 
 
 @post(PATH, status_code=200, tags=["Files"], summary="Upload a file")
 async def upload_file() -> ASGIApp:
     """As OpenAI: a form with `file`, `purpose` and, if it is to go by itself, `expires_after`. It belongs to the key's role."""
-    return UploadRoute()  # type: ignore[return-value]
+    return UPLOAD  # type: ignore[return-value]
 
 
 @get(PATH, guards=[needs_key], tags=["Files"], summary="List files")
