@@ -52,18 +52,37 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+Processes = Callable[[], set[int]]
+
+
 @pytest.fixture(autouse=True)
-async def nothing_is_left() -> AsyncIterator[None]:
+async def ours() -> AsyncIterator[Processes]:
+    """Those that the test has started: a gateway of other tests may have one of its own. None of them is left at the end."""
     before = processes()
-    yield
-    await until(lambda: processes() <= before)
+
+    def started() -> set[int]:
+        return processes() - before
+
+    yield started
+    await until(lambda: not started())
 
 
 @pytest.fixture
-async def parsers() -> AsyncIterator[Parsers]:
-    opened = Parsers(FilesSettings())
-    yield opened
-    await opened.aclose()
+async def open_parsers() -> AsyncIterator[Callable[..., Parsers]]:
+    """Closed at the end of a test that fails, too: a loop does not close while one of its processes lives."""
+    async with AsyncExitStack() as stack:
+
+        def opened(**limits: float) -> Parsers:
+            parsers = Parsers(FilesSettings.model_validate(limits))
+            stack.push_async_callback(parsers.aclose)
+            return parsers
+
+        yield opened
+
+
+@pytest.fixture
+def parsers(open_parsers: Callable[..., Parsers]) -> Parsers:
+    return open_parsers()
 
 
 def words_of(text: str) -> dict[str, int]:
@@ -98,18 +117,18 @@ async def test_text_comes_by_itself(parsers: Parsers) -> None:
     assert await parsers.text("a.pdf", samples.pdf(["one", "two"])) == "one\n\ntwo"
 
 
-async def test_one_process_reads_one_document_after_the_other(parsers: Parsers) -> None:
+async def test_one_process_reads_one_document_after_the_other(ours: Processes, parsers: Parsers) -> None:
     await parsers.text("a.txt", b"one")
-    first = processes()
+    first = ours()
     for number in range(5):
         assert await parsers.text("a.txt", b"text %d" % number) == f"text {number}"
-    assert processes() == first
+    assert ours() == first
     assert len(first) == 1
 
 
-async def test_what_cannot_be_read_says_why_and_costs_no_process(parsers: Parsers) -> None:
+async def test_what_cannot_be_read_says_why_and_costs_no_process(ours: Processes, parsers: Parsers) -> None:
     await parsers.text("a.txt", b"one")
-    first = processes()
+    first = ours()
     with pytest.raises(DocumentUnreadable, match=r"e\.pdf .*protected by a password") as caught:
         await parsers.text("e.pdf", samples.encrypted_pdf())
     assert not caught.value.kind
@@ -118,19 +137,19 @@ async def test_what_cannot_be_read_says_why_and_costs_no_process(parsers: Parser
             pass
     assert caught.value.kind
     assert await parsers.text("a.txt", b"one") == "one"
-    assert processes() == first
+    assert ours() == first
 
 
-async def test_a_file_that_is_too_large_is_not_read() -> None:
-    parsers = Parsers(FilesSettings(max_mb=0.001))
+async def test_a_file_that_is_too_large_is_not_read(open_parsers: Callable[..., Parsers]) -> None:
+    parsers = open_parsers(max_mb=0.001)
     with pytest.raises(DocumentUnreadable, match=r"files\.max_mb"):
         await parsers.text("a.txt", b"x" * 2000)
     assert await parsers.text("a.txt", b"x" * 1000) == "x" * 1000
     await parsers.aclose()
 
 
-async def test_a_document_that_takes_all_memory_costs_itself_alone() -> None:
-    parsers = Parsers(FilesSettings(parse_memory_mb=512))
+async def test_a_document_that_takes_all_memory_costs_itself_alone(open_parsers: Callable[..., Parsers]) -> None:
+    parsers = open_parsers(parse_memory_mb=512)
     for _ in range(2):
         with pytest.raises(DocumentUnreadable, match=r"bomb\.xlsx .*files\.parse_memory_mb"):
             await parsers.text("bomb.xlsx", NEVER_ENDS[1])
@@ -138,30 +157,35 @@ async def test_a_document_that_takes_all_memory_costs_itself_alone() -> None:
     await parsers.aclose()
 
 
-async def test_a_document_that_takes_too_long_costs_itself_alone() -> None:
-    parsers = Parsers(FilesSettings(parse_s=0.1, parse_memory_mb=8192))
+async def test_a_document_that_takes_too_long_costs_itself_alone(open_parsers: Callable[..., Parsers]) -> None:
+    parsers = open_parsers(parse_s=0.1, parse_memory_mb=8192)
     with pytest.raises(DocumentUnreadable, match=r"slow\.xlsx takes too long .*files\.parse_s"):
         await parsers.text(*NEVER_ENDS)
     assert await parsers.text("a.txt", b"next") == "next"
     await parsers.aclose()
 
 
-async def test_seconds_are_counted_for_each_document_and_not_for_the_process() -> None:
-    parsers = Parsers(FilesSettings(parse_s=0.1))
+async def test_seconds_are_counted_for_each_document_and_not_for_the_process(
+    ours: Processes,
+    open_parsers: Callable[..., Parsers],
+) -> None:
+    parsers = open_parsers(parse_s=0.1)
     text = b"word " * 400_000
     for _ in range(12):
         async with parsers.reading("a.txt", text) as reading:
             assert reading.words == ["word", "a"]
-    assert len(processes()) == 1
+    assert len(ours()) == 1
     await parsers.aclose()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
-async def test_a_process_that_is_killed_costs_its_document_alone(parsers: Parsers, how: signal.Signals) -> None:
-    before = processes()
+async def test_a_process_that_is_killed_costs_its_document_alone(
+    ours: Processes, parsers: Parsers, how: signal.Signals
+) -> None:
+    before = ours()
     reading = asyncio.create_task(parsers.text(*NEVER_ENDS))
-    await until(lambda: processes() - before)
-    pid = (processes() - before).pop()
+    await until(lambda: ours() - before)
+    pid = (ours() - before).pop()
     await until(lambda: in_the_middle(pid))
     os.kill(pid, how)
     with pytest.raises(DocumentUnreadable, match=r"^slow\.xlsx "):
@@ -169,23 +193,27 @@ async def test_a_process_that_is_killed_costs_its_document_alone(parsers: Parser
     assert await parsers.text("a.txt", b"next") == "next"
 
 
-async def test_a_process_that_dies_between_reading_and_cutting_costs_its_document_alone(parsers: Parsers) -> None:
+async def test_a_process_that_dies_between_reading_and_cutting_costs_its_document_alone(
+    ours: Processes, parsers: Parsers
+) -> None:
     await parsers.text("a.txt", b"one")
     with pytest.raises(DocumentUnreadable, match=r"^a\.txt "):
         async with parsers.reading("a.txt", b"one two") as reading:
-            pid = processes().pop()
+            pid = ours().pop()
             os.kill(pid, signal.SIGSEGV)
             await reading.chunks(words_of("one two a"), ChunkSettings(), window_tokens=256)
     assert await parsers.text("a.txt", b"next") == "next"
 
 
-async def test_a_reader_who_leaves_in_the_middle_does_not_poison_the_next_document(parsers: Parsers) -> None:
+async def test_a_reader_who_leaves_in_the_middle_does_not_poison_the_next_document(
+    ours: Processes, parsers: Parsers
+) -> None:
     for started, busy in ((False, False), (True, False), (True, True)):
-        before = processes()
+        before = ours()
         reading = asyncio.create_task(parsers.text(*NEVER_ENDS))
-        await (until(lambda before=before: processes() - before) if started else asyncio.sleep(0))
+        await (until(lambda before=before: ours() - before) if started else asyncio.sleep(0))
         if busy:
-            pid = (processes() - before).pop()
+            pid = (ours() - before).pop()
             await until(lambda pid=pid: in_the_middle(pid))
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -213,14 +241,14 @@ async def test_an_exception_of_the_reader_does_not_poison_the_next_document(pars
         assert reading.words == ["three", "b"]
 
 
-async def test_no_more_processes_than_are_allowed() -> None:
-    parsers = Parsers(FilesSettings(parsers=2))
+async def test_no_more_processes_than_are_allowed(ours: Processes, open_parsers: Callable[..., Parsers]) -> None:
+    parsers = open_parsers(parsers=2)
     most = 0
 
     async def read(number: int) -> str:
         nonlocal most
         async with parsers.reading(f"{number}.txt", b"word%d" % number) as reading:
-            most = max(most, len(processes()))
+            most = max(most, len(ours()))
             return reading.words[0]
 
     assert await asyncio.gather(*map(read, range(12))) == [f"word{number}" for number in range(12)]
@@ -228,8 +256,8 @@ async def test_no_more_processes_than_are_allowed() -> None:
     await parsers.aclose()
 
 
-async def test_documents_that_are_read_at_once_are_not_mixed_up() -> None:
-    parsers = Parsers(FilesSettings(parsers=3))
+async def test_documents_that_are_read_at_once_are_not_mixed_up(open_parsers: Callable[..., Parsers]) -> None:
+    parsers = open_parsers(parsers=3)
     async with AsyncExitStack() as stack:
         readings = [
             await stack.enter_async_context(parsers.reading(f"{name}.txt", f"{name} ".encode() * 30)) for name in "abc"
@@ -240,22 +268,24 @@ async def test_documents_that_are_read_at_once_are_not_mixed_up() -> None:
     await parsers.aclose()
 
 
-async def test_a_process_is_replaced_when_it_has_read_many(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_is_replaced_when_it_has_read_many(
+    ours: Processes, monkeypatch: pytest.MonkeyPatch, open_parsers: Callable[..., Parsers]
+) -> None:
     monkeypatch.setattr(parsers_module, "DOCUMENTS_EACH", 2)
-    parsers = Parsers(FilesSettings())
+    parsers = open_parsers()
     seen = set()
     for _ in range(5):
         async with parsers.reading("a.txt", b"one"):
-            seen |= processes()
+            seen |= ours()
     assert len(seen) == 3
     await parsers.aclose()
 
 
-async def test_closed_readers_leave_no_process(parsers: Parsers) -> None:
+async def test_closed_readers_leave_no_process(ours: Processes, parsers: Parsers) -> None:
     await parsers.text("a.txt", b"one")
-    assert processes()
+    assert ours()
     await parsers.aclose()
-    assert not processes()
+    assert not ours()
     await parsers.aclose()
     assert await parsers.text("a.txt", b"one") == "one", "who asks again gets another"
 
