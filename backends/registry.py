@@ -12,6 +12,7 @@ from backends.errors import BackendError, BackendMisconfigured, ModelFileUnusabl
 from backends.health import Breaker, Watched
 from backends.keyring import KeyRing
 from backends.llamacpp.backend import LocalBackend
+from backends.llamacpp.fetching import Fetching
 from backends.llamacpp.fleet import Fleet
 from backends.llamacpp.node import Node
 from backends.probes import keep_probing
@@ -19,7 +20,9 @@ from backends.quote import Quote
 from backends.relay import Relay, Site
 from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings
 from backends.slots import Slots
-from backends.sources import find_model
+from backends.pulling.shelf import Shelf
+from backends.pulling.source import parse_source
+from backends.sources import MODELS, find_model
 from backends.transport import Transport
 
 log = logging.getLogger("chasqui")
@@ -53,9 +56,7 @@ def build_backends(
     problems: list[str] = []
     for one in settings:
         try:
-            path = (
-                find_model(one.model, home=home, config_dir=config_dir) if isinstance(one, LlamaCppSettings) else None
-            )
+            path = _file_of(one, home=home, config_dir=config_dir) if isinstance(one, LlamaCppSettings) else None
             keys = keys_of(one, secrets) if isinstance(one, OpenAISettings) else []
             origin, before = (one, path, keys), previous.get(one.name)
             if before is not None and before.origin == origin:
@@ -64,7 +65,7 @@ def build_backends(
             if isinstance(one, OpenAISettings):
                 made = _watched_upstream(one, keys, connect, clock)
             elif isinstance(one, LlamaCppSettings) and path is not None:
-                member = fleet.add(one, path)
+                member = fleet.add(one, path, fetching=_fetching(one, path, home=home))
                 find = partial(find_model, home=home, config_dir=config_dir)
                 worker = LocalBackend(member, serves=one.serves, sharing=one.prefix_sharing, find=find)
                 made = Watched(worker, None, clock, _slots(one, one.slots * RUNNING_AND_NEXT))
@@ -80,6 +81,24 @@ def build_backends(
     if problems:
         raise ModelFileUnusable("\n".join(problems))
     return backends
+
+
+def _file_of(settings: LlamaCppSettings, *, home: Path, config_dir: Path) -> Path:
+    """Where it is; or, of one that may be downloaded, where it will be."""
+    try:
+        return find_model(settings.model, home=home, config_dir=config_dir)
+    except ModelFileUnusable:
+        if not settings.auto_pull:
+            raise
+        return Shelf(home / MODELS).path(parse_source(settings.model).name)
+
+
+def _fetching(settings: LlamaCppSettings, path: Path, *, home: Path) -> Fetching | None:
+    """What brings the file of a source, if it is not here."""
+    shelf = Shelf(home / MODELS)
+    if not settings.auto_pull or shelf.find(parse_source(settings.model)) == path:
+        return None
+    return Fetching(settings.model, shelf)
 
 
 async def _preload(worker: LocalBackend) -> None:

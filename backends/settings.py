@@ -6,6 +6,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from backends.errors import ModelFileUnusable
+from backends.pulling.source import is_source, parse_source
+
 
 class Settings(BaseModel):
     """Base of every settings model in the house."""
@@ -37,7 +40,9 @@ class LlamaCppSettings(Settings):
     name: Name
     engine: Literal["llama_cpp"]
     model: str
-    """A path: looked up in `home`, then in `config/`."""
+    """A path, looked up in `home`, then in `config/`; or a source: `hf://owner/repo/file.gguf[@revision]`, `https://…/file.gguf[#sha256=…]`."""
+    auto_pull: bool = False
+    """A source that is not here is downloaded when the model is first asked for."""
     serves: Literal["chat", "embeddings", "rerank"] = "chat"
     context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
     """Prompts and answers, of all slots together. More than the model was trained with is allowed, and warned about."""
@@ -78,12 +83,21 @@ class LlamaCppSettings(Settings):
 
     @field_validator("model")
     @classmethod
-    def _is_a_path(cls, model: str) -> str:
-        if "://" in model:
-            raise ValueError(
-                "this version takes a path to a GGUF file here; hf:// and https:// sources are not built yet"
-            )
-        return model.removeprefix("file:")
+    def _is_a_path_or_a_source(cls, model: str) -> str:
+        if is_source(model):
+            try:
+                parse_source(model)
+            except ModelFileUnusable as exc:
+                raise ValueError(str(exc)) from None
+        elif "://" in model.removeprefix("file://"):
+            raise ValueError("is a path to a GGUF file, or a source that begins with hf://, https:// or http://")
+        return model.removeprefix("file://").removeprefix("file:")
+
+    @model_validator(mode="after")
+    def _auto_pull_has_a_source(self) -> "LlamaCppSettings":
+        if self.auto_pull and not is_source(self.model):
+            raise ValueError("`auto_pull` needs a `model` that is a source: hf://…, https://…")
+        return self
 
 
 class QuoteSettings(Settings):

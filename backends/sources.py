@@ -1,18 +1,31 @@
-"""Where files are: a model (today a path; other sources join here), and what globs mean."""
+"""Where files are: a model, by path or by the source that it was pulled from; and what globs mean."""
 
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from backends.errors import ModelFileUnusable
+from backends.pulling.shelf import Shelf
+from backends.pulling.source import is_source, parse_source
+
+MODELS = "models"
+"""In `home`: what is pulled, prepared, or put there by hand."""
 
 
 def find_model(model: str, *, home: Path, config_dir: Path) -> Path:
-    """The file that a configuration means: looked up in `home`, then beside the configuration.
+    """The file that a configuration means: looked up in `home`, then beside the configuration; of a source, what was pulled from it.
 
     Raises:
-        ModelFileUnusable: neither place has it; the message names both.
+        ModelFileUnusable: it is not here; the message says where was looked, and what to do.
     """
+    if is_source(model):
+        source = parse_source(model)
+        found = Shelf(home / MODELS).find(source)
+        if found is None:
+            raise ModelFileUnusable(
+                f"{source.shown} is not here; run `chasqui models pull {source.shown}`, or write `auto_pull: true` beside it"
+            )
+        return found
     candidates = [Path(model)] if Path(model).is_absolute() else [home / model, config_dir / model]
     for candidate in candidates:
         with contextlib.suppress(OSError, ValueError):  # a name that no file can have

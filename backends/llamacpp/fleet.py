@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backends.errors import BackendUnavailable
 from backends.llamacpp.eviction import Limits, leavers
+from backends.llamacpp.fetching import Fetching
 from backends.llamacpp.member import Member
 from backends.llamacpp.ram_disk import RamDisk, Staged
 from backends.llamacpp.sockets import Sockets
@@ -49,8 +50,12 @@ class Fleet:
         memory = settings.max_memory_mb
         self.limits = Limits(settings.max_loaded, None if memory is None else memory * 2**20)
 
-    def add(self, settings: LlamaCppSettings, path: Path) -> Member:
-        member = Member(settings, path, fleet=self, on_restart=self._on_restart)
+    def add(self, settings: LlamaCppSettings, path: Path, *, fetching: Fetching | None = None) -> Member:
+        """
+        Args:
+            fetching: brings the file at the first start.
+        """
+        member = Member(settings, path, fleet=self, fetching=fetching, on_restart=self._on_restart)
         self._members.add(member)
         return member
 

@@ -22,6 +22,7 @@ import msgspec
 from backends.errors import BackendBusy, BackendError, BackendUnavailable, ModelFileUnusable
 from backends.keyring import KeyRing
 from backends.llamacpp.eviction import Loaded
+from backends.llamacpp.fetching import Fetching
 from backends.llamacpp.gate import Gate, StillInside
 from backends.llamacpp.sockets import Sockets
 from backends.llamacpp.totals import Totals
@@ -40,6 +41,9 @@ STATUS_TIMEOUT_S = 1.0
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 LOCAL_TIMEOUTS = Timeouts(connect_s=5, first_byte_s=3600, idle_s=600, total_s=3600)
 """A local model may chew on a long prompt for minutes; its death is seen at once, because the socket closes."""
+
+FETCH_RETRY_S = 30.0
+"""That a client is told to wait for a model that is being downloaded."""
 
 OVERHEAD_BYTES = 96 * 2**20
 """Of a worker beside its file, until it has been measured."""
@@ -129,6 +133,7 @@ class Member:
         path: Path,
         *,
         fleet: Surroundings,
+        fetching: Fetching | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_restart: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -142,6 +147,7 @@ class Member:
         """Its place in memory is its own."""
         self._roomed = asyncio.Event()
         self._fleet = fleet
+        self._fetching = fetching
         self._gate = Gate()
         self._swapping = asyncio.Lock()
         self._measured_bytes = 0
@@ -230,19 +236,19 @@ class Member:
             BackendUnavailable
         """
         async with self._swapping, self.paused(wait_s):
-            before = self.path
+            before = self.path, self._fetching
             await self._stop_current()
-            self.path, self._measured_bytes = path, 0
+            self.path, self._fetching, self._measured_bytes = path, None, 0
             self._failures, self._failed = 0, None
             try:
                 await self._wake()
             except BaseException:  # cancelled, too: what has started by then is not what `path` says
-                await asyncio.shield(asyncio.create_task(self._swap_back(before)))
+                await asyncio.shield(asyncio.create_task(self._swap_back(*before)))
                 raise
             self._last_use_s = self._clock()
 
-    async def _swap_back(self, path: Path) -> None:
-        self.path, self._measured_bytes = path, 0
+    async def _swap_back(self, path: Path, fetching: Fetching | None) -> None:
+        self.path, self._fetching, self._measured_bytes = path, fetching, 0
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
         await self._stop_current()
@@ -300,6 +306,8 @@ class Member:
                 [roomed, starting], timeout=self.settings.max_wait_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not (roomed.done() or starting.done()):
+                if self._fetching is not None:
+                    raise BackendUnavailable(self.name, str(self._fetching), retry_after_s=FETCH_RETRY_S)
                 raise BackendBusy(self.name, retry_after_s=self.settings.max_wait_s)
         finally:
             roomed.cancel()
@@ -349,8 +357,11 @@ class Member:
         if self._current is not None:  # dead, then: one that was stopped on purpose is no longer current
             self._crashed = True
         await self._stop_current()
-        await self._fleet.make_room(self)
         try:
+            if self._fetching is not None:  # before it takes others' room, which it may not need for an hour
+                self.path = await self._fetching.run()
+                self._fetching = None
+            await self._fleet.make_room(self)
             path = await self._fleet.place(self)
         except ModelFileUnusable as exc:
             raise BackendUnavailable(self.name, str(exc)) from None

@@ -39,3 +39,8 @@ def test_globs_give_each_file_once_and_sorted(tmp_path: Path) -> None:
     patterns = ["z.txt", "**/*.md", "a.md", "b", str(tmp_path / "*.md"), "none/*"]
     assert matching_files(patterns, root=tmp_path) == files
     assert matching_files(["*.md"], root=tmp_path / "b") == [tmp_path / "b" / "c.md"]
+
+
+def test_a_source_that_was_not_pulled_is_named_without_its_secrets(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileUnusable, match=r"^https://h/m\.gguf is not here; run `chasqui models pull https://h/m\.gguf`"):
+        find_model("https://user:secret@h/m.gguf?token=secret", home=tmp_path, config_dir=tmp_path)

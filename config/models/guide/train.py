@@ -1,0 +1,463 @@
+"""The recipe of `guide`: questions.yaml and elsewhere.yaml -> guide.gguf, a llama of a few million parameters. README.md beside it says how.
+
+Everything is made here: the vocabulary (pieces of words, by byte-pair encoding, written as llama.cpp's SPM vocabulary), the
+weights (PyTorch on the CPU, seeded) and the file (Q8_0). A question's loss does not count much; the answer's does.
+"""
+
+import argparse
+import itertools
+import math
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional
+
+HERE = Path(__file__).resolve().parent
+CONTROL = ("<s>", "<|user|>", "<|assistant|>", "<|end|>")
+MOST_WORDS = 40
+"""Of a question that are read; the chat template cuts there."""
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% set ns = namespace(asked='') %}{% for message in messages if message.role == 'user' and message.content is string %}"
+    "{% set ns.asked = message.content %}{% endfor %}"
+    "<|user|> {{ (ns.asked | lower).split()[:" + str(MOST_WORDS) + "] | join(' ') }}<|assistant|>"
+)
+"""The last user message by itself, in lower case: that is all that so small a model can make something of."""
+
+
+class Topic(NamedTuple):
+    answer: str
+    ask: list[str]
+    held_out: list[str]
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((HERE / name).read_text("utf-8"))
+
+
+def topics() -> list[Topic]:
+    return [Topic(one["answer"], one["ask"], one["held_out"]) for one in read("questions.yaml")]
+
+
+# --- vocabulary -----------------------------------------------------------------------------------------------------------------
+
+
+class Vocabulary:
+    """llama.cpp's SPM way: of all neighbours whose union is a piece, the best scored are joined first; what is left becomes bytes."""
+
+    def __init__(self, merged: list[str], letters: list[str]) -> None:
+        self.pieces = ["<unk>", *CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *letters]
+        first = 1 + len(CONTROL) + 256
+        self.scores = [0.0] * first + [-float(rank) for rank in range(len(merged) + len(letters))]
+        self.ids = {piece: number for number, piece in enumerate(self.pieces)}
+        self._scored = {piece: self.scores[number] for number, piece in enumerate(self.pieces) if number >= first}
+        self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def learn(cls, texts: list[str], size: int) -> "Vocabulary":
+        """Byte-pair encoding within words; letters, digits and signs do not mix, so that `gateway?` is `gateway` and `?`."""
+        counts = Counter(part for text in texts for part in _parts(text))
+        words = {word: list(word) for word in counts}
+        letters = sorted({letter for word in words for letter in word} | {chr(code) for code in range(0x21, 0x7F)} | {"▁"})
+        merged: list[str] = []
+        while len(merged) + len(letters) + 257 + len(CONTROL) < size:
+            pairs: Counter[tuple[str, str]] = Counter()
+            for word, pieces in words.items():
+                for pair in itertools.pairwise(pieces):
+                    pairs[pair] += counts[word]
+            if not pairs:
+                break
+            (left, right), _ = max(pairs.items(), key=lambda item: (item[1], item[0]))
+            if left + right not in merged:
+                merged.append(left + right)
+            for pieces in words.values():
+                _join(pieces, left, right)
+        return cls(merged, letters)
+
+    def encode(self, text: str) -> list[int]:
+        """`text` without control tokens."""
+        return [number for part in _parts(text) for number in self._of_part(part)]
+
+    def _of_part(self, part: str) -> list[int]:
+        if part not in self._known:
+            pieces: list[str] = list(part)
+            while True:
+                best = max(
+                    ((self._scored[a + b], -at) for at, (a, b) in enumerate(itertools.pairwise(pieces)) if a + b in self._scored),
+                    default=None,
+                )
+                if best is None:
+                    break
+                at = -best[1]
+                pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+            self._known[part] = [number for piece in pieces for number in self._ids_of(piece)]
+        return self._known[part]
+
+    def _ids_of(self, piece: str) -> list[int]:
+        if piece in self._scored:
+            return [self.ids[piece]]
+        return [self.ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
+
+    def decode(self, numbers: list[int]) -> str:
+        return "".join(self.pieces[number] for number in numbers).replace("▁", " ")
+
+
+def _parts(text: str) -> list[str]:
+    return re.findall(r"▁?[^\W\d_]+|▁?\d|▁?[^\w▁\s]|▁|\S", text.replace(" ", "▁"))
+
+
+def _join(pieces: list[str], left: str, right: str) -> None:
+    at = 0
+    while at < len(pieces) - 1:
+        if pieces[at] == left and pieces[at + 1] == right:
+            pieces[at : at + 2] = [left + right]
+        at += 1
+
+
+# --- what is asked --------------------------------------------------------------------------------------------------------------
+
+
+class Asking:
+    """Questions and their answers, drawn at random, never twice in quite the same words."""
+
+    def __init__(self, known: list[Topic], elsewhere: dict[str, Any], wordings: dict[str, Any], seed: int) -> None:
+        self._random = random.Random(seed)
+        self._known = known
+        self._elsewhere = elsewhere
+        self._openings = [sorted(group, key=len, reverse=True) for group in wordings["openings"]]
+        self._synonyms = [sorted(group, key=len, reverse=True) for group in wordings["synonyms"]]
+        self._before, self._after = wordings["before"], wordings["after"]
+        self._words = sorted({word for topic in known for ask in topic.ask for word in ask.lower().split()})
+
+    def draw(self) -> tuple[str, str]:
+        chance = self._random
+        if chance.random() < 0.12:
+            return self._varied(self._other()), self._elsewhere["answer"]
+        topic = chance.choice(self._known)
+        return self._varied(chance.choice(topic.ask)), topic.answer
+
+    def _other(self) -> str:
+        chance = self._random
+        if chance.random() < 0.35:
+            return str(chance.choice(self._elsewhere["ask"]))
+        things = chance.sample(self._elsewhere["things"], 2)
+        thing = things[0] if chance.random() < 0.6 else self._nonsense()
+        return str(chance.choice(self._elsewhere["forms"])).format(thing=thing, other=things[1])
+
+    def _nonsense(self) -> str:
+        """A word that nobody has heard of, as names and new things are."""
+        chance = self._random
+        sounds = ("".join(chance.choice(part) for part in ("bcdfghklmnprstvwz", "aeiou", "lmnrst")) for _ in range(chance.randint(1, 3)))
+        return "".join(sounds)[: chance.randint(3, 9)]
+
+    def _varied(self, text: str) -> str:
+        chance = self._random
+        text = text.lower()
+        if chance.random() < 0.5:
+            text = self._opened(text)
+        if chance.random() < 0.6:
+            text = self._reworded(text)
+        words = text.split()
+        if chance.random() < 0.25 and len(words) > 3:
+            words = [word for word in words if chance.random() > 0.15] or words
+        if chance.random() < 0.08:
+            chance.shuffle(words)
+        if chance.random() < 0.15:
+            words = [self._mistyped(word) for word in words]
+        text = " ".join(words)
+        if chance.random() < 0.3:
+            text = text.rstrip("?!.")
+        elif chance.random() < 0.1:
+            text = text.rstrip("?!.") + chance.choice("?!.")
+        if chance.random() < 0.12:
+            text = f"{chance.choice(self._before)} {text}"
+        if chance.random() < 0.12:
+            text = f"{text.rstrip('?')} {chance.choice(self._after)}"
+        return " ".join(text.lower().split()[:MOST_WORDS])
+
+    def _opened(self, text: str) -> str:
+        for group in self._openings:
+            for opening in group:
+                if text.startswith(f"{opening} "):
+                    return self._random.choice(group) + text[len(opening) :]
+        return text
+
+    def _reworded(self, text: str) -> str:
+        """One or two words become others that mean the same."""
+        found = [(group, word) for group in self._synonyms for word in group if re.search(rf"\b{re.escape(word)}\b", text)]
+        for group, word in self._random.sample(found, min(len(found), self._random.randint(1, 2))):
+            other = self._random.choice(group)
+            text = re.sub(rf"\b{re.escape(word)}\b", lambda _, other=other: other, text, count=1)
+        return text
+
+    def _mistyped(self, word: str) -> str:
+        chance = self._random
+        if len(word) < 5 or chance.random() < 0.7:
+            return word
+        at = chance.randrange(1, len(word) - 1)
+        return chance.choice([word[:at] + word[at + 1 :], word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at] + word[at:]])
+
+
+# --- the model ------------------------------------------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    dim: int = 192
+    layers: int = 6
+    heads: int = 6
+    feed: int = 512
+    context: int = 256
+    base: float = 10_000.0
+    eps: float = 1e-5
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.attn_norm = nn.RMSNorm(shape.dim, shape.eps)
+        self.ffn_norm = nn.RMSNorm(shape.dim, shape.eps)
+        self.attn_q, self.attn_k, self.attn_v, self.attn_output = (nn.Linear(shape.dim, shape.dim, bias=False) for _ in range(4))
+        self.ffn_gate, self.ffn_up = (nn.Linear(shape.dim, shape.feed, bias=False) for _ in range(2))
+        self.ffn_down = nn.Linear(shape.feed, shape.dim, bias=False)
+
+    def forward(self, x: Tensor, turns: Tensor, dropout: float) -> Tensor:
+        batch, length, dim = x.shape
+        y = self.attn_norm(x)
+        q, k, v = (
+            part(y).view(batch, length, self.heads, -1).transpose(1, 2) for part in (self.attn_q, self.attn_k, self.attn_v)
+        )
+        y = functional.scaled_dot_product_attention(rotated(q, turns), rotated(k, turns), v, is_causal=True)
+        y = self.attn_output(y.transpose(1, 2).reshape(batch, length, dim))
+        x = x + functional.dropout(y, dropout, self.training)
+        y = self.ffn_norm(x)
+        y = self.ffn_down(functional.silu(self.ffn_gate(y)) * self.ffn_up(y))
+        return x + functional.dropout(y, dropout, self.training)
+
+
+def rotated(x: Tensor, turns: Tensor) -> Tensor:
+    """Neighbours turn together, as llama.cpp's llama has it (not halves, as in other places)."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = turns[0], turns[1]
+    even, odd = pairs[..., 0], pairs[..., 1]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+class Llama(nn.Module):
+    def __init__(self, shape: Shape, vocabulary: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.token_embd = nn.Embedding(vocabulary, shape.dim)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.output_norm = nn.RMSNorm(shape.dim, shape.eps)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                scale = 0.02 / math.sqrt(2 * shape.layers) if name.endswith(("attn_output.weight", "ffn_down.weight")) else 0.02
+                nn.init.normal_(weight, std=scale * (2 if name.startswith("token") else 2.5))
+        size = shape.dim // shape.heads
+        angles = torch.arange(shape.context)[:, None] * shape.base ** (-torch.arange(0, size, 2) / size)
+        self.register_buffer("turns", torch.stack((angles.cos(), angles.sin())), persistent=False)
+
+    def forward(self, tokens: Tensor, dropout: float = 0.0) -> Tensor:
+        x = functional.dropout(self.token_embd(tokens), dropout, self.training)
+        turns = self.turns[:, : tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, turns, dropout)
+        return functional.linear(self.output_norm(x), self.token_embd.weight)
+
+
+# --- training -------------------------------------------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    tokens: list[int]
+    prompt: int
+    """Tokens before the answer."""
+
+
+def prompt_of(vocabulary: Vocabulary, question: str) -> list[int]:
+    ids = vocabulary.ids
+    words = " ".join(question.lower().split()[:MOST_WORDS])
+    return [ids["<s>"], ids["<|user|>"], *vocabulary.encode(f" {words}"), ids["<|assistant|>"]]
+
+
+def examples(vocabulary: Vocabulary, asking: Asking) -> Iterator[Example]:
+    while True:
+        question, answer = asking.draw()
+        prompt = prompt_of(vocabulary, question)
+        yield Example([*prompt, *vocabulary.encode(answer), vocabulary.ids["<|end|>"]], len(prompt))
+
+
+def batches(source: Iterator[Example], size: int) -> Iterator[list[Example]]:
+    """Of about the same length each: little is padded."""
+    while True:
+        many = sorted(itertools.islice(source, size * 16), key=lambda example: len(example.tokens))
+        groups = [many[at : at + size] for at in range(0, len(many), size)]
+        random.Random(len(many[0].tokens)).shuffle(groups)
+        yield from groups
+
+
+def loss_of(model: Llama, batch: list[Example], dropout: float) -> Tensor:
+    longest = max(len(example.tokens) for example in batch)
+    tokens = torch.zeros(len(batch), longest, dtype=torch.long)
+    weights = torch.zeros(len(batch), longest)
+    for row, example in enumerate(batch):
+        tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
+        weights[row, : example.prompt] = 0.05
+        weights[row, example.prompt : len(example.tokens)] = 1.0
+        weights[row, example.prompt : example.prompt + 6] = 2.0  # where it is decided which answer it is
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens[:, :-1], dropout)
+    losses = functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    weight = weights[:, 1:].flatten()
+    return (losses * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def answers(model: Llama, vocabulary: Vocabulary, questions: list[str], most: int = 120) -> list[str]:
+    """Greedy, all questions of one length together."""
+    model.eval()
+    end = vocabulary.ids["<|end|>"]
+    prompts = [prompt_of(vocabulary, question) for question in questions]
+    told = [""] * len(questions)
+    for length in {len(prompt) for prompt in prompts}:
+        rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+        tokens = torch.tensor([prompts[row] for row in rows])
+        for _ in range(most):
+            chosen = model(tokens)[:, -1].argmax(-1, keepdim=True)
+            tokens = torch.cat((tokens, chosen), 1)
+            if (tokens[:, length:] == end).any(1).all():
+                break
+        for row, numbers in zip(rows, tokens[:, length:].tolist(), strict=True):
+            told[row] = vocabulary.decode(numbers[: numbers.index(end)] if end in numbers else numbers)
+    model.train()
+    return told
+
+
+def score(model: Llama, vocabulary: Vocabulary, asked: list[tuple[str, str]], *, show: bool) -> float:
+    told = answers(model, vocabulary, [question for question, _ in asked])
+    wrong = [(question, words) for (question, right), words in zip(asked, told, strict=True) if words != right]
+    if show:
+        for question, words in wrong:
+            print(f"  {question!r} -> {words[:70]!r}")
+    return 1 - len(wrong) / len(asked)
+
+
+def train(model: Llama, vocabulary: Vocabulary, asking: Asking, options: argparse.Namespace, dev: list[tuple[str, str]]) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.1)
+    source = batches(examples(vocabulary, asking), options.batch)
+    started, seen = time.monotonic(), 0
+    averaged = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for step in range(options.steps):
+        share = step / options.steps
+        rate = options.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = next(source)
+        loss = loss_of(model, batch, options.dropout)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        seen += sum(len(example.tokens) for example in batch)
+        keep = min(0.998, step / (step + 20))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                averaged[name].lerp_(weight, 1 - keep)
+        if step % 250 == 249:
+            passed = time.monotonic() - started
+            known = f", of {len(dev)} others {score(model, vocabulary, dev, show=False):.1%}" if dev and step % 1000 == 999 else ""
+            print(f"step {step + 1}/{options.steps}, loss {loss.item():.3f}, {seen / passed:.0f} tokens/s, {passed / 60:.1f} min{known}", flush=True)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(averaged[name])
+
+
+# --- the file -------------------------------------------------------------------------------------------------------------------
+
+
+def write(model: Llama, vocabulary: Vocabulary, path: Path) -> None:
+    shape = model.shape
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("guide")
+    writer.add_description("Knows the Chasqui gateway and nothing else; trained from scratch by the project")
+    writer.add_license("MIT")
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.dim)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads)
+    writer.add_layer_norm_rms_eps(shape.eps)
+    writer.add_rope_dimension_count(shape.dim // shape.heads)
+    writer.add_rope_freq_base(shape.base)
+    writer.add_vocab_size(len(vocabulary.pieces))
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([piece.encode() for piece in vocabulary.pieces])
+    writer.add_token_scores(vocabulary.scores)
+    kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * len(CONTROL) + [gguf.TokenType.BYTE] * 256
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(vocabulary.pieces) - len(kinds)))
+    writer.add_bos_token_id(vocabulary.ids["<s>"])
+    writer.add_eos_token_id(vocabulary.ids["<|end|>"])
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    for name, weight in model.named_parameters():
+        values = weight.detach().float().numpy()
+        target = name.replace("blocks.", "blk.")
+        if values.ndim == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(target, gguf.quants.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(target, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=HERE.parent / "guide.gguf")
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--dropout", type=float, default=0.15)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dim", type=int, default=Shape().dim)
+    parser.add_argument("--layers", type=int, default=Shape().layers)
+    parser.add_argument("--dev", action="store_true", help="Leave one wording of each topic out of training, and judge by those.")
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    known, elsewhere = topics(), read("elsewhere.yaml")
+    dev = []
+    if options.dev:
+        dev = [(topic.ask[-1], topic.answer) for topic in known]
+        known = [Topic(topic.answer, topic.ask[:-1], topic.held_out) for topic in known]
+    wordings = read("wordings.yaml")
+    asking = Asking(known, elsewhere, wordings, options.seed)
+    seen = [text for _ in range(6000) for text in (f" {asking.draw()[0]}",)]
+    vocabulary = Vocabulary.learn([*seen, *[topic.answer for topic in known for _ in range(3)], *[elsewhere["answer"]] * 3], 3072)
+    shape = Shape(dim=options.dim, heads=options.dim // 32, layers=options.layers)
+    model = Llama(shape, len(vocabulary.pieces))
+    print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters, {len(vocabulary.pieces)} pieces", flush=True)
+    train(model, vocabulary, asking, options, dev)
+    write(model, vocabulary, options.output)
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+    if dev:
+        print(f"left out: {score(model, vocabulary, dev, show=True):.1%}")
+
+
+if __name__ == "__main__":
+    main()
