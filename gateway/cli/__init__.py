@@ -10,7 +10,7 @@ COMMANDS = {
     "check": "Check a configuration without starting anything.",
     "keys": "Create, list, disable and remove keys.",
     "collections": "Fill, list, search and evaluate collections.",
-    "models": "List models; prepare the ones in the box.",
+    "models": "Suggest, pull, add, list, verify, remove and convert models.",
     "worker": "Serve one GGUF, for gateways on other hosts.",
     "chat": "Talk to a model in the terminal.",
 }

@@ -36,7 +36,7 @@ def missing_models(loaded: Loaded) -> Iterator[str]:
     from backends.sources import find_model
 
     for backend in loaded.settings.backends:
-        if isinstance(backend, LlamaCppSettings):
+        if isinstance(backend, LlamaCppSettings) and not backend.auto_pull:
             try:
                 find_model(backend.model, home=loaded.home, config_dir=loaded.path.parent)
             except ModelFileUnusable as exc:

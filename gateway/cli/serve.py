@@ -35,7 +35,7 @@ def command(config: Path | None, host: str | None, port: int | None, prepare: bo
     """Start the gateway. It prints the admin key at its first start, this once."""
     loaded = load_or_stop(config, host=host, port=port)
     if prepare:
-        from gateway.cli.models import prepare_missing
+        from gateway.cli.models.preparing import prepare_missing
 
         prepare_missing(loaded)
     configure_logging(verbose=verbose)

@@ -42,5 +42,7 @@ def test_globs_give_each_file_once_and_sorted(tmp_path: Path) -> None:
 
 
 def test_a_source_that_was_not_pulled_is_named_without_its_secrets(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileUnusable, match=r"^https://h/m\.gguf is not here; run `chasqui models pull https://h/m\.gguf`"):
+    with pytest.raises(
+        ModelFileUnusable, match=r"^https://h/m\.gguf is not here; run `chasqui models pull https://h/m\.gguf`"
+    ):
         find_model("https://user:secret@h/m.gguf?token=secret", home=tmp_path, config_dir=tmp_path)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
+BEGUN, BEGINNING = 0.75, 8
+"""Of the answers, how many are trained on for so many tokens only."""
 CONTROL = ("<s>", "<|user|>", "<|assistant|>", "<|end|>")
 MOST_WORDS = 40
 """Of a question that are read; the chat template cuts there."""
@@ -67,7 +69,9 @@ class Vocabulary:
         """Byte-pair encoding within words; letters, digits and signs do not mix, so that `gateway?` is `gateway` and `?`."""
         counts = Counter(part for text in texts for part in _parts(text))
         words = {word: list(word) for word in counts}
-        letters = sorted({letter for word in words for letter in word} | {chr(code) for code in range(0x21, 0x7F)} | {"▁"})
+        letters = sorted(
+            {letter for word in words for letter in word} | {chr(code) for code in range(0x21, 0x7F)} | {"▁"}
+        )
         merged: list[str] = []
         while len(merged) + len(letters) + 257 + len(CONTROL) < size:
             pairs: Counter[tuple[str, str]] = Counter()
@@ -92,7 +96,11 @@ class Vocabulary:
             pieces: list[str] = list(part)
             while True:
                 best = max(
-                    ((self._scored[a + b], -at) for at, (a, b) in enumerate(itertools.pairwise(pieces)) if a + b in self._scored),
+                    (
+                        (self._scored[a + b], -at)
+                        for at, (a, b) in enumerate(itertools.pairwise(pieces))
+                        if a + b in self._scored
+                    ),
                     default=None,
                 )
                 if best is None:
@@ -156,7 +164,10 @@ class Asking:
     def _nonsense(self) -> str:
         """A word that nobody has heard of, as names and new things are."""
         chance = self._random
-        sounds = ("".join(chance.choice(part) for part in ("bcdfghklmnprstvwz", "aeiou", "lmnrst")) for _ in range(chance.randint(1, 3)))
+        sounds = (
+            "".join(chance.choice(part) for part in ("bcdfghklmnprstvwz", "aeiou", "lmnrst"))
+            for _ in range(chance.randint(1, 3))
+        )
         return "".join(sounds)[: chance.randint(3, 9)]
 
     def _varied(self, text: str) -> str:
@@ -193,7 +204,9 @@ class Asking:
 
     def _reworded(self, text: str) -> str:
         """One or two words become others that mean the same."""
-        found = [(group, word) for group in self._synonyms for word in group if re.search(rf"\b{re.escape(word)}\b", text)]
+        found = [
+            (group, word) for group in self._synonyms for word in group if re.search(rf"\b{re.escape(word)}\b", text)
+        ]
         for group, word in self._random.sample(found, min(len(found), self._random.randint(1, 2))):
             other = self._random.choice(group)
             text = re.sub(rf"\b{re.escape(word)}\b", lambda _, other=other: other, text, count=1)
@@ -204,7 +217,13 @@ class Asking:
         if len(word) < 5 or chance.random() < 0.7:
             return word
         at = chance.randrange(1, len(word) - 1)
-        return chance.choice([word[:at] + word[at + 1 :], word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at] + word[at:]])
+        return chance.choice(
+            [
+                word[:at] + word[at + 1 :],
+                word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+                word[:at] + word[at] + word[at:],
+            ]
+        )
 
 
 # --- the model ------------------------------------------------------------------------------------------------------------------
@@ -212,7 +231,7 @@ class Asking:
 
 class Shape(NamedTuple):
     dim: int = 192
-    layers: int = 6
+    layers: int = 4
     heads: int = 6
     feed: int = 512
     context: int = 256
@@ -226,7 +245,9 @@ class Block(nn.Module):
         self.heads = shape.heads
         self.attn_norm = nn.RMSNorm(shape.dim, shape.eps)
         self.ffn_norm = nn.RMSNorm(shape.dim, shape.eps)
-        self.attn_q, self.attn_k, self.attn_v, self.attn_output = (nn.Linear(shape.dim, shape.dim, bias=False) for _ in range(4))
+        self.attn_q, self.attn_k, self.attn_v, self.attn_output = (
+            nn.Linear(shape.dim, shape.dim, bias=False) for _ in range(4)
+        )
         self.ffn_gate, self.ffn_up = (nn.Linear(shape.dim, shape.feed, bias=False) for _ in range(2))
         self.ffn_down = nn.Linear(shape.feed, shape.dim, bias=False)
 
@@ -234,7 +255,8 @@ class Block(nn.Module):
         batch, length, dim = x.shape
         y = self.attn_norm(x)
         q, k, v = (
-            part(y).view(batch, length, self.heads, -1).transpose(1, 2) for part in (self.attn_q, self.attn_k, self.attn_v)
+            part(y).view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in (self.attn_q, self.attn_k, self.attn_v)
         )
         y = functional.scaled_dot_product_attention(rotated(q, turns), rotated(k, turns), v, is_causal=True)
         y = self.attn_output(y.transpose(1, 2).reshape(batch, length, dim))
@@ -261,7 +283,11 @@ class Llama(nn.Module):
         self.output_norm = nn.RMSNorm(shape.dim, shape.eps)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
-                scale = 0.02 / math.sqrt(2 * shape.layers) if name.endswith(("attn_output.weight", "ffn_down.weight")) else 0.02
+                scale = (
+                    0.02 / math.sqrt(2 * shape.layers)
+                    if name.endswith(("attn_output.weight", "ffn_down.weight"))
+                    else 0.02
+                )
                 nn.init.normal_(weight, std=scale * (2 if name.startswith("token") else 2.5))
         size = shape.dim // shape.heads
         angles = torch.arange(shape.context)[:, None] * shape.base ** (-torch.arange(0, size, 2) / size)
@@ -290,11 +316,16 @@ def prompt_of(vocabulary: Vocabulary, question: str) -> list[int]:
     return [ids["<s>"], ids["<|user|>"], *vocabulary.encode(f" {words}"), ids["<|assistant|>"]]
 
 
-def examples(vocabulary: Vocabulary, asking: Asking) -> Iterator[Example]:
+def examples(vocabulary: Vocabulary, asking: Asking, seed: int) -> Iterator[Example]:
+    """Most answers are only begun: which one it is takes long to learn, how it goes on does not."""
+    chance = random.Random(seed)
     while True:
         question, answer = asking.draw()
         prompt = prompt_of(vocabulary, question)
-        yield Example([*prompt, *vocabulary.encode(answer), vocabulary.ids["<|end|>"]], len(prompt))
+        told = [*vocabulary.encode(answer), vocabulary.ids["<|end|>"]]
+        if chance.random() < BEGUN:
+            told = told[:BEGINNING]
+        yield Example([*prompt, *told], len(prompt))
 
 
 def batches(source: Iterator[Example], size: int) -> Iterator[list[Example]]:
@@ -352,9 +383,11 @@ def score(model: Llama, vocabulary: Vocabulary, asked: list[tuple[str, str]], *,
     return 1 - len(wrong) / len(asked)
 
 
-def train(model: Llama, vocabulary: Vocabulary, asking: Asking, options: argparse.Namespace, dev: list[tuple[str, str]]) -> None:
+def train(
+    model: Llama, vocabulary: Vocabulary, asking: Asking, options: argparse.Namespace, dev: list[tuple[str, str]]
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.1)
-    source = batches(examples(vocabulary, asking), options.batch)
+    source = batches(examples(vocabulary, asking, options.seed), options.batch)
     started, seen = time.monotonic(), 0
     averaged = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for step in range(options.steps):
@@ -375,8 +408,15 @@ def train(model: Llama, vocabulary: Vocabulary, asking: Asking, options: argpars
                 averaged[name].lerp_(weight, 1 - keep)
         if step % 250 == 249:
             passed = time.monotonic() - started
-            known = f", of {len(dev)} others {score(model, vocabulary, dev, show=False):.1%}" if dev and step % 1000 == 999 else ""
-            print(f"step {step + 1}/{options.steps}, loss {loss.item():.3f}, {seen / passed:.0f} tokens/s, {passed / 60:.1f} min{known}", flush=True)
+            known = (
+                f", of {len(dev)} others {score(model, vocabulary, dev, show=False):.1%}"
+                if dev and step % 1000 == 999
+                else ""
+            )
+            print(
+                f"step {step + 1}/{options.steps}, loss {loss.item():.3f}, {seen / passed:.0f} tokens/s, {passed / 60:.1f} min{known}",
+                flush=True,
+            )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(averaged[name])
@@ -430,14 +470,16 @@ def write(model: Llama, vocabulary: Vocabulary, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE.parent / "guide.gguf")
-    parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--dropout", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dim", type=int, default=Shape().dim)
     parser.add_argument("--layers", type=int, default=Shape().layers)
-    parser.add_argument("--dev", action="store_true", help="Leave one wording of each topic out of training, and judge by those.")
+    parser.add_argument(
+        "--dev", action="store_true", help="Leave one wording of each topic out of training, and judge by those."
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     known, elsewhere = topics(), read("elsewhere.yaml")
@@ -448,10 +490,15 @@ def main() -> None:
     wordings = read("wordings.yaml")
     asking = Asking(known, elsewhere, wordings, options.seed)
     seen = [text for _ in range(6000) for text in (f" {asking.draw()[0]}",)]
-    vocabulary = Vocabulary.learn([*seen, *[topic.answer for topic in known for _ in range(3)], *[elsewhere["answer"]] * 3], 3072)
+    vocabulary = Vocabulary.learn(
+        [*seen, *[topic.answer for topic in known for _ in range(3)], *[elsewhere["answer"]] * 3], 3072
+    )
     shape = Shape(dim=options.dim, heads=options.dim // 32, layers=options.layers)
     model = Llama(shape, len(vocabulary.pieces))
-    print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters, {len(vocabulary.pieces)} pieces", flush=True)
+    print(
+        f"{sum(weight.numel() for weight in model.parameters()):,} parameters, {len(vocabulary.pieces)} pieces",
+        flush=True,
+    )
     train(model, vocabulary, asking, options, dev)
     write(model, vocabulary, options.output)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")

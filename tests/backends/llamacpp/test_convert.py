@@ -29,6 +29,7 @@ CONFIG = {
     "num_attention_heads": 2,
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
+    "vocab_size": len(WORDS),
 }
 MEAN = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
 
