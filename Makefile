@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/sh
 SOAK_MINUTES ?= 30
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-embed bench-retrieval bench-admission bench-peers soak
+.PHONY: help run test test-clients lint format lock clean bench-relay bench-engine bench-embed bench-retrieval bench-admission bench-peers soak guide guide-eval
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -49,6 +49,14 @@ soak: .venv/dev.stamp ## half load for SOAK_MINUTES (30): memory, descriptors an
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m tests.bench.soak
 
 bench-peers: .venv-bench/litellm.stamp .venv-bench/portkey.stamp .venv-bench/llama.stamp ## install what the benchmarks compare with (needs npm)
+
+guide-eval: .venv/dev.stamp ## how often the shipped guide answers wordings it has never seen
+	@$(BIN)/python -m tests.guide
+
+guide: ## train guide anew: about an hour on two cores, PyTorch in .venv-guide
+	@test -x .venv-guide/bin/python || $(PYTHON) -m venv .venv-guide
+	@.venv-guide/bin/pip install -q -r config/models/guide/requirements.txt
+	@.venv-guide/bin/python config/models/guide/train.py
 
 format: .venv/dev.stamp ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .

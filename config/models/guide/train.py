@@ -1,4 +1,4 @@
-"""The recipe of `guide`: questions.yaml and elsewhere.yaml -> guide.gguf, a llama of a few million parameters. README.md beside it says how.
+"""The recipe of `guide`: questions.yaml and elsewhere.yaml -> guide.gguf, a llama of two million parameters. README.md says how.
 
 Everything is made here: the vocabulary (pieces of words, by byte-pair encoding, written as llama.cpp's SPM vocabulary), the
 weights (PyTorch on the CPU, seeded) and the file (Q8_0). A question's loss does not count much; the answer's does.
@@ -23,17 +23,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
+CUT_WORDS, MISSED_JOINTS = 0.15, 0.15
 BEGUN, BEGINNING = 0.75, 8
 """Of the answers, how many are trained on for so many tokens only."""
 CONTROL = ("<s>", "<|user|>", "<|assistant|>", "<|end|>")
-MOST_WORDS = 40
+MOST_WORDS, MOST_LETTERS = 40, 400
 """Of a question that are read; the chat template cuts there."""
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% set ns = namespace(asked='') %}{% for message in messages if message.role == 'user' and message.content is string %}"
     "{% set ns.asked = message.content %}{% endfor %}"
-    "<|user|> {{ (ns.asked | lower).split()[:" + str(MOST_WORDS) + "] | join(' ') }}<|assistant|>"
+    f"<|user|> {{{{ ((ns.asked | lower).split()[:{MOST_WORDS}] | join(' '))[:{MOST_LETTERS}] }}}}<|assistant|>"
 )
 """The last user message by itself, in lower case: that is all that so small a model can make something of."""
+CONTEXT_TOKENS = 2048
+"""That the file promises: the pool of eight answers at a time. One question with its answer never needs more than 256 of real words."""
 
 
 class Topic(NamedTuple):
@@ -87,28 +90,37 @@ class Vocabulary:
                 _join(pieces, left, right)
         return cls(merged, letters)
 
-    def encode(self, text: str) -> list[int]:
-        """`text` without control tokens."""
-        return [number for part in _parts(text) for number in self._of_part(part)]
+    def encode(self, text: str, chance: random.Random | None = None) -> list[int]:
+        """
+        Args:
+            text: without control tokens.
+            chance: for training, some joints are left out, so that words are known by their parts, too (Provilkov et al.,
+                "BPE-Dropout", 2020).
+        """
+        return [number for part in _parts(text) for number in self._of_part(part, chance)]
 
-    def _of_part(self, part: str) -> list[int]:
+    def _of_part(self, part: str, chance: random.Random | None) -> list[int]:
+        if chance is not None and chance.random() < CUT_WORDS:
+            return self._joined(part, chance)
         if part not in self._known:
-            pieces: list[str] = list(part)
-            while True:
-                best = max(
-                    (
-                        (self._scored[a + b], -at)
-                        for at, (a, b) in enumerate(itertools.pairwise(pieces))
-                        if a + b in self._scored
-                    ),
-                    default=None,
-                )
-                if best is None:
-                    break
-                at = -best[1]
-                pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-            self._known[part] = [number for piece in pieces for number in self._ids_of(piece)]
+            self._known[part] = self._joined(part, None)
         return self._known[part]
+
+    def _joined(self, part: str, chance: random.Random | None) -> list[int]:
+        pieces = list(part)
+        while True:
+            best = max(
+                (
+                    (self._scored[a + b], -at)
+                    for at, (a, b) in enumerate(itertools.pairwise(pieces))
+                    if a + b in self._scored and (chance is None or chance.random() > MISSED_JOINTS)
+                ),
+                default=None,
+            )
+            if best is None:
+                return [number for piece in pieces for number in self._ids_of(piece)]
+            at = -best[1]
+            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
 
     def _ids_of(self, piece: str) -> list[int]:
         if piece in self._scored:
@@ -177,23 +189,29 @@ class Asking:
             text = self._opened(text)
         if chance.random() < 0.6:
             text = self._reworded(text)
-        words = text.split()
+        text = self._framed(" ".join(self._garbled(text.split())))
+        return " ".join(text.lower().split()[:MOST_WORDS])
+
+    def _garbled(self, words: list[str]) -> list[str]:
+        """Words are left out, out of order, mistyped."""
+        chance = self._random
         if chance.random() < 0.25 and len(words) > 3:
             words = [word for word in words if chance.random() > 0.15] or words
-        if chance.random() < 0.08:
-            chance.shuffle(words)
+        if chance.random() < 0.12:
+            words = chance.sample(words, len(words))
         if chance.random() < 0.15:
             words = [self._mistyped(word) for word in words]
-        text = " ".join(words)
-        if chance.random() < 0.3:
-            text = text.rstrip("?!.")
-        elif chance.random() < 0.1:
-            text = text.rstrip("?!.") + chance.choice("?!.")
+        return words
+
+    def _framed(self, text: str) -> str:
+        chance = self._random
+        if chance.random() < 0.35:
+            text = text.rstrip("?!.") + chance.choice(["", "", "", "?", "!", "."])
         if chance.random() < 0.12:
             text = f"{chance.choice(self._before)} {text}"
         if chance.random() < 0.12:
             text = f"{text.rstrip('?')} {chance.choice(self._after)}"
-        return " ".join(text.lower().split()[:MOST_WORDS])
+        return text
 
     def _opened(self, text: str) -> str:
         for group in self._openings:
@@ -310,10 +328,10 @@ class Example(NamedTuple):
     """Tokens before the answer."""
 
 
-def prompt_of(vocabulary: Vocabulary, question: str) -> list[int]:
+def prompt_of(vocabulary: Vocabulary, question: str, chance: random.Random | None = None) -> list[int]:
     ids = vocabulary.ids
-    words = " ".join(question.lower().split()[:MOST_WORDS])
-    return [ids["<s>"], ids["<|user|>"], *vocabulary.encode(f" {words}"), ids["<|assistant|>"]]
+    words = " ".join(question.lower().split()[:MOST_WORDS])[:MOST_LETTERS]
+    return [ids["<s>"], ids["<|user|>"], *vocabulary.encode(f" {words}", chance), ids["<|assistant|>"]]
 
 
 def examples(vocabulary: Vocabulary, asking: Asking, seed: int) -> Iterator[Example]:
@@ -321,7 +339,7 @@ def examples(vocabulary: Vocabulary, asking: Asking, seed: int) -> Iterator[Exam
     chance = random.Random(seed)
     while True:
         question, answer = asking.draw()
-        prompt = prompt_of(vocabulary, question)
+        prompt = prompt_of(vocabulary, question, chance)
         told = [*vocabulary.encode(answer), vocabulary.ids["<|end|>"]]
         if chance.random() < BEGUN:
             told = told[:BEGINNING]
@@ -431,7 +449,7 @@ def write(model: Llama, vocabulary: Vocabulary, path: Path) -> None:
     writer.add_name("guide")
     writer.add_description("Knows the Chasqui gateway and nothing else; trained from scratch by the project")
     writer.add_license("MIT")
-    writer.add_context_length(shape.context)
+    writer.add_context_length(CONTEXT_TOKENS)
     writer.add_embedding_length(shape.dim)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.feed)
@@ -473,7 +491,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--dropout", type=float, default=0.15)
+    parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dim", type=int, default=Shape().dim)
     parser.add_argument("--layers", type=int, default=Shape().layers)
@@ -485,11 +503,11 @@ def main() -> None:
     known, elsewhere = topics(), read("elsewhere.yaml")
     dev = []
     if options.dev:
-        dev = [(topic.ask[-1], topic.answer) for topic in known]
-        known = [Topic(topic.answer, topic.ask[:-1], topic.held_out) for topic in known]
+        dev = [(topic.ask[-3], topic.answer) for topic in known]
+        known = [Topic(topic.answer, [*topic.ask[:-3], *topic.ask[-2:]], topic.held_out) for topic in known]
     wordings = read("wordings.yaml")
     asking = Asking(known, elsewhere, wordings, options.seed)
-    seen = [text for _ in range(6000) for text in (f" {asking.draw()[0]}",)]
+    seen = [f" {asking.draw()[0]}" for _ in range(8000)]
     vocabulary = Vocabulary.learn(
         [*seen, *[topic.answer for topic in known for _ in range(3)], *[elsewhere["answer"]] * 3], 3072
     )
