@@ -20,6 +20,8 @@ from backends.pulling.part import Part, Progress
 PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Between attempts that brought nothing; one that brought something starts over with the first."""
 LONGEST_PAUSE_S = 120.0
+HOPELESS = 2
+"""Attempts that find nobody there, or no such host, when nothing has arrived yet: a machine without a network need not wait."""
 SPARE_BYTES = 64 << 20
 """That a download leaves free on its disk."""
 TIMEOUT = httpx.Timeout(20.0, read=60.0)
@@ -54,6 +56,7 @@ class _Cut(Exception):
 class Download:
     """
     Args:
+        say: told why it waits.
         free: bytes free in a folder.
     """
 
@@ -64,6 +67,7 @@ class Download:
         part: Part,
         *,
         progress: Progress,
+        say: Callable[[str], None] = lambda words: None,
         sleep: Sleep = asyncio.sleep,
         free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
@@ -71,6 +75,7 @@ class Download:
         self._wanted = wanted
         self._part = part
         self._progress = progress
+        self._say = say
         self._sleep = sleep
         self._free = free
         self._sha256 = wanted.sha256
@@ -104,26 +109,33 @@ class Download:
                 return await self._part.finish()
             except (_Cut, httpx.TransportError) as exc:
                 fruitless = 0 if self._part.size_bytes > before else fruitless + 1
-                if fruitless >= len(PAUSES_S):
-                    raise ModelFileUnusable(
-                        f"{self._wanted.shown} cannot be downloaded: {exc or type(exc).__name__}; pull again later"
-                        + (" to go on where it stopped" if self._part.size_bytes else "")
-                    ) from None
-                asked_s = exc.pause_s if isinstance(exc, _Cut) else None
-                await self._sleep(PAUSES_S[fruitless] if asked_s is None else min(asked_s, LONGEST_PAUSE_S))
+                await self._pause(exc, fruitless)
             except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.DecodingError) as exc:
                 raise ModelFileUnusable(f"{self._wanted.shown} cannot be downloaded: {exc}") from None
 
+    async def _pause(self, exc: _Cut | httpx.TransportError, fruitless: int) -> None:
+        """
+        Raises:
+            ModelFileUnusable: it is time to give up.
+        """
+        begun = self._part.size_bytes > 0
+        why = str(exc) or type(exc).__name__
+        if fruitless >= (HOPELESS if isinstance(exc, httpx.ConnectError) and not begun else len(PAUSES_S)):
+            later = "pull again later to go on where it stopped" if begun else "pull again later"
+            raise ModelFileUnusable(f"{self._wanted.shown} cannot be downloaded: {why}; {later}") from None
+        asked_s = exc.pause_s if isinstance(exc, _Cut) else None
+        pause_s = PAUSES_S[fruitless] if asked_s is None else min(asked_s, LONGEST_PAUSE_S)
+        if pause_s:
+            self._say(f"{why}; trying again in {pause_s:g} s")
+        await self._sleep(pause_s)
+
     async def _attempt(self) -> None:
-        part = self._part
-        headers = {"accept-encoding": "identity", **self._wanted.headers}
-        if part.size_bytes and (part.note.validator or self._sha256):
-            headers["range"] = f"bytes={part.size_bytes}-"
-            if part.note.validator:
-                headers["if-range"] = part.note.validator
+        part, headers = self._part, self._headers()
         async with self._client.stream("GET", self._wanted.url, headers=headers) as response:
             self._sha256 = self._sha256 or self._wanted.digest_of(response)
             total = await self._begin(response, asked="range" in headers)
+            if response.status_code == 416:  # all of it was here already
+                return
             self._check_room(total)
             self._progress(part.size_bytes, total)
             async for data in response.aiter_raw():
@@ -131,11 +143,28 @@ class Download:
                     self._check_kind(data)
                 await part.write(data)
                 self._progress(part.size_bytes, total)
-        if total is not None and part.size_bytes != total:
-            if part.size_bytes > total:
-                await part.restart("")
-            raise _Cut(f"{part.size_bytes} bytes came in place of {total}")
-        if not part.size_bytes:
+        await self._check_size(total)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"accept-encoding": "identity", **self._wanted.headers}
+        validator = self._part.note.validator
+        if self._part.size_bytes and (validator or self._sha256):
+            headers["range"] = f"bytes={self._part.size_bytes}-"
+            if validator:
+                headers["if-range"] = validator
+        return headers
+
+    async def _check_size(self, total: int | None) -> None:
+        """
+        Raises:
+            _Cut
+        """
+        here = self._part.size_bytes
+        if total is not None and here != total:
+            if here > total:
+                await self._part.restart("")
+            raise _Cut(f"{here} bytes came in place of {total}")
+        if not here:
             raise _Cut("it is empty")
 
     async def _begin(self, response: httpx.Response, *, asked: bool) -> int | None:
@@ -146,6 +175,8 @@ class Download:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise ModelFileUnusable(f"{self._wanted.shown} is sent compressed, though that was not asked for")
         if response.status_code == 416 and asked:
+            if response.headers.get("content-range") == f"bytes */{self._part.size_bytes}":
+                return self._part.size_bytes
             await self._part.restart("")  # it is shorter than what is here
             raise _Cut("it has changed")
         if response.status_code == 206:

@@ -118,7 +118,9 @@ class Pull:
             hub.wanted_of(source) if source.kind == "hub" else Wanted(source.where, source.shown, sha256=source.sha256)
         )
         async with httpx.AsyncClient(follow_redirects=True, max_redirects=10, timeout=TIMEOUT) as client:
-            return await Download(client, wanted, part, progress=self._progress(name), sleep=self._sleep).run()
+            return await Download(
+                client, wanted, part, progress=self._progress(name), say=self._say, sleep=self._sleep
+            ).run()
 
     async def _copied(self, source: Source, name: str) -> tuple[str, bool]:
         part = self._shelf.part_path(name)

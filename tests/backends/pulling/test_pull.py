@@ -319,6 +319,16 @@ async def test_a_server_that_stays_in_trouble_is_given_up_and_what_is_here_is_ke
 async def test_nobody_there_is_said(pull: Puller) -> None:
     with pytest.raises(ModelFileUnusable, match=r"http://127\.0\.0\.1:9/m\.gguf cannot be downloaded"):
         await pull("http://127.0.0.1:9/m.gguf")
+    assert pull.pauses == [PAUSES_S[1]], "nobody waits half a minute for a network that is not there"
+    assert "trying again in 1 s" in pull.said[0]
+
+
+async def test_a_part_that_is_whole_is_not_asked_for_again(hub: Hub, pull: Puller) -> None:
+    """Killed between the last byte and the name."""
+    await begun(hub, pull, f"{hub.url}/m-Q4.gguf")
+    pull.shelf.part_path("m-Q4.gguf").write_bytes(CONTENT)
+    assert (await pull(f"{hub.url}/m-Q4.gguf")).read_bytes() == CONTENT
+    assert [asked.range for asked in hub.asked] == [f"bytes={len(CONTENT)}-"]
 
 
 async def test_a_circle_of_redirects_ends(hub: Hub, pull: Puller) -> None:
