@@ -68,6 +68,21 @@ async def test_without_passages_it_is_not_available_and_says_what_to_do(how: str
         await (backend.complete(asked) if how == "complete" else anext(backend.stream(asked)))
 
 
+@pytest.mark.parametrize("how", ["complete", "stream"])
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+async def test_a_format_that_a_quotation_cannot_keep_to_is_refused(how: str, kind: str) -> None:
+    backend, asked = Quote("q"), call(response_format={"type": kind})
+    with pytest.raises(InvalidRequest, match="cannot keep to a format") as caught:
+        await (backend.complete(asked) if how == "complete" else anext(backend.stream(asked)))
+    assert caught.value.param == "response_format"
+
+
+@pytest.mark.parametrize("form", [None, {}, {"type": "text"}])
+async def test_plain_text_is_a_format_that_it_keeps_to(form: object) -> None:
+    answer = await Quote("q").complete(call(response_format=form))
+    assert "Bread costs two coins." in json.loads(answer.body)["choices"][0]["message"]["content"]
+
+
 async def test_it_cannot_count_tokens() -> None:
     assert await Quote("q").count(call()) is None
     assert await Quote("q").count_texts(["a"]) is None

@@ -112,6 +112,7 @@ def gateway(upstream: Upstream, minilm_gguf: Path, tmp_path_factory: pytest.Temp
             {"name": "books", "embed": "minilm", "paths": [f"{home}/books/*"], "link": "https://books.example/{path}"},
             {"name": "bad", "embed": "minilm", "paths": [f"{home}/bad/*"], "tools": False},
         ],
+        "default_rewrite": "far",
         "roles": [
             {"name": "default", "collections": ["*"]},
             {"name": "readers", "collections": ["books"]},
@@ -300,6 +301,21 @@ def test_a_follow_up_is_rewritten_and_keeps_what_the_turn_before_was_about(
     client.chat.completions.create(model="follow", messages=then, extra_body=extra)
     assert len(upstream.received) == before + 3
     assert "[2] " not in shown(upstream)
+
+
+def test_a_search_over_the_api_asks_what_a_model_has_made_of_the_question_where_that_is_wanted(
+    client: openai.OpenAI, upstream: Upstream, parrot: Parrot
+) -> None:
+    before = len(upstream.received)
+    found = client.vector_stores.search("books", query="And that with the oven?", rewrite_query=True)
+    assert found.to_dict()["search_query"] == [parrot.rewrites]
+    assert found.data[0].filename.endswith("bread.txt")
+    [rewriting] = upstream.received[before:]
+    assert rewriting.json["model"] == "far"
+    assert "And that with the oven?" in rewriting.json["messages"][-1]["content"]
+    plain = client.vector_stores.search("books", query="And that with the oven?")
+    assert plain.to_dict()["search_query"] == ["And that with the oven?"]
+    assert len(upstream.received) == before + 1
 
 
 def test_somebody_elses_conversation_is_not_kept(gateway: Gateway, upstream: Upstream) -> None:

@@ -6,13 +6,14 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tests.retrieval import samples
-from tests.running import Gateway
+from tests.running import Gateway, running
 
 FACTS = {
     "heights.md": "# Heights\n\nThe pass of Abra Malaga lies at 4316 metres.\n\n# Rivers\n\nThe Urubamba flows north.\n",
@@ -122,6 +123,21 @@ def test_lists_have_cursors(client: openai.OpenAI) -> None:
     assert stores[2].id not in [one.id for one in back.data]
     for store in stores:
         client.vector_stores.delete(store.id)
+
+
+@pytest.mark.parametrize("how", ["taken out", "deleted"])
+def test_a_list_goes_on_behind_what_has_gone_since_it_was_shown(client: openai.OpenAI, how: str) -> None:
+    made = [client.files.create(file=(f"{n}.txt", b"words"), purpose="assistants").id for n in range(5)]
+    store = client.vector_stores.create(file_ids=made)
+    seen = []
+    for one in client.vector_stores.files.list(store.id, limit=2):
+        seen.append(one.id)
+        if how == "taken out":
+            client.vector_stores.files.delete(one.id, vector_store_id=store.id)
+        client.files.delete(one.id)
+    assert sorted(seen) == sorted(made)
+    assert client.vector_stores.files.list(store.id).data == []
+    client.vector_stores.delete(store.id)
 
 
 def test_filters_choose_before_the_search_and_starve_nothing(client: openai.OpenAI) -> None:
@@ -260,6 +276,26 @@ def test_collections_of_the_configuration_are_listed_and_read_only(gateway: Gate
             outsider.vector_stores.search("handbook", query="knotted cords")
 
 
+def test_collections_of_the_configuration_are_read_anew_for_administrators_only(
+    gateway: Gateway, client: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="administrators"):
+        client.post("/vector_stores/handbook/reindex", cast_to=object)
+    with store_of(client, own__txt=b"The role's own words.") as store:
+        client.post(f"/vector_stores/{store.id}/reindex", cast_to=object)
+    with gateway.sdk() as administrator:
+        administrator.post("/vector_stores/handbook/reindex", cast_to=object)
+        while administrator.vector_stores.retrieve("handbook").file_counts.in_progress:
+            pass
+        assert administrator.vector_stores.retrieve("handbook").file_counts.completed == 3
+
+
+def test_a_question_is_searched_for_as_it_is_where_no_model_is_there_to_rewrite_it(client: openai.OpenAI) -> None:
+    found = client.vector_stores.search("handbook", query="knotted cords", rewrite_query=True)
+    assert found.to_dict()["search_query"] == ["knotted cords"]
+    assert found.data[0].filename.endswith("quipu.md")
+
+
 def test_what_is_wrong_with_a_request_is_named(client: openai.OpenAI) -> None:
     store = client.vector_stores.create()
     wrong: list[tuple[str, Any]] = [
@@ -303,6 +339,35 @@ def test_a_file_that_is_too_large_is_refused_and_nothing_of_it_is_kept(gateway: 
     with gateway.sdk() as client:
         assert "a.txt" not in [one.filename for one in client.files.list()]
     assert not [path for path in gateway.home.iterdir() if path.name.startswith("tmp")]
+
+
+def test_all_files_of_a_role_together_have_a_bound(tmp_path: Path) -> None:
+    config = {
+        "backends": [{"name": "gone", "engine": "openai", "base_url": "http://127.0.0.1:9/v1"}],
+        "models": [{"name": "gone", "route": ["gone"]}],
+        "files": {"role_mb": 1},
+        "roles": [{"name": "default"}, {"name": "readers"}],
+    }
+
+    def upload(client: openai.OpenAI, name: str, size: int) -> str:
+        return client.files.create(file=(name, b"x" * size), purpose="assistants").id
+
+    with (
+        running(tmp_path, config) as gateway,
+        gateway.sdk(gateway.new_key(role="default")) as client,
+        gateway.sdk(gateway.new_key(role="default")) as colleague,
+        gateway.sdk(gateway.new_key(role="readers")) as stranger,
+    ):
+        half = upload(client, "half.txt", 2**19)
+        with pytest.raises(openai.BadRequestError, match=r"more than 1 MB \(files\.role_mb\)") as refused:
+            upload(colleague, "too-much.txt", 2**19 + 1)
+        assert refused.value.param == "file"
+        assert [one.filename for one in colleague.files.list()] == ["half.txt"]
+        upload(stranger, "all.txt", 2**20)
+        client.files.delete(half)
+        upload(colleague, "all.txt", 2**20)
+        with pytest.raises(openai.BadRequestError, match="role_mb"):
+            upload(client, "one-byte.txt", 1)
 
 
 def test_a_narrowed_key_sees_its_own_uploads_and_makes_no_store_that_it_could_not_use(

@@ -12,6 +12,8 @@ from retrieval.catalog import DAY_S, Catalog, Member, NewMember, Page, Stored
 from retrieval.documents import NewChunk
 from retrieval.errors import AlreadyDone, CursorUnknown, Gone
 from retrieval.ids import declared_id
+from retrieval.library import Library
+from retrieval.retrievals import Retrievals
 from retrieval.tables import chunks, collections, documents, file_batches, members
 from tests.retrieval.shelf import Shelf
 
@@ -260,6 +262,32 @@ async def test_a_collection_expires_so_many_days_after_it_was_used(catalog: Cata
     assert await catalog.expired() == []
     clock.now_s += 2 * DAY_S
     assert [stored.name for stored in await catalog.expired()] == ["one"]
+
+
+async def test_what_has_expired_is_deleted_in_the_background_with_all_that_is_in_it(
+    shelf: Shelf, catalog: Catalog, clock: Clock, tmp_path: Path
+) -> None:
+    ended = await catalog.create(name="ended", owner="role", embed="words", expires_days=2)
+    lasts = await catalog.create(name="lasts", owner="role", embed="words", expires_days=3)
+    for stored in (ended, lasts, await shelf.store("for ever")):
+        await shelf.put(stored, "a.md", [NewChunk("", "text", 1)])
+    turns = asyncio.Queue[float]()
+
+    async def sleep(seconds: float) -> None:
+        turns.put_nowait(seconds)
+        await asyncio.Event().wait()
+
+    clock.now_s += 2 * DAY_S
+    retrievals = Retrievals(shelf.database)
+    stock = shelf.documents, shelf.files, shelf.lexical, retrievals
+    job = asyncio.create_task(Library(shelf.database, catalog, *stock, folder=tmp_path, sleep=sleep).run())
+    await turns.get()
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+    assert await catalog.get(ended.public_id) is None
+    found = await catalog.listed(Page(ascending=True), owner=None, declared=())
+    assert [stored.name for stored in found] == ["lasts", "for ever"]
+    assert [await shelf.rows(table) for table in (members, documents, chunks)] == [2, 2, 2]
 
 
 async def test_touching_never_brings_the_end_nearer(catalog: Catalog, docs: Stored, clock: Clock) -> None:

@@ -9,11 +9,14 @@ from sqlalchemy import event, select, true, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from backends.base import Answer, Call
 from retrieval import leases as leases_module
+from retrieval.building import AT_ONCE
 from retrieval.catalog import NewMember, Stored
 from retrieval.errors import Overtaken
 from retrieval.leases import LEASE_S, Leases
 from retrieval.tables import members
+from tests.retrieval.fakes import WordsBackend
 from tests.retrieval.shelf import Shelf
 
 pytestmark = pytest.mark.anyio
@@ -98,6 +101,24 @@ class Renewals:
             self.seen.get_nowait()
         for _ in range(count):
             await self.seen.get()
+
+
+class Hanging(WordsBackend):
+    """Does not answer until it is told to; says who begins to wait and who leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.left = asyncio.Queue[None](), asyncio.Queue[None]()
+        self.answers = asyncio.Event()
+
+    async def complete(self, call: Call) -> Answer:
+        self.begun.put_nowait(None)
+        try:
+            await self.answers.wait()
+        except asyncio.CancelledError:
+            self.left.put_nowait(None)
+            raise
+        return await super().complete(call)
 
 
 @pytest.fixture
@@ -245,3 +266,43 @@ async def test_a_row_that_has_gone_is_nobodys(
             await asyncio.Event().wait()
     await one.release(members, ids[0])
     assert await one.claim(members, true(), limit=5) == []
+
+
+@pytest.mark.parametrize("how", ["deleted", "attached again"])
+async def test_a_builder_leaves_what_nobody_wants_any_more(
+    database: AsyncEngine, renewals: Renewals, tmp_path: Path, how: str
+) -> None:
+    """In the middle of a call that would last for ever, while as many are built as may be at once."""
+    engine = Hanging()
+    shelf = Shelf(database, tmp_path, backend=engine)
+    stored = await shelf.store()
+    files = [
+        await shelf.files.add([b"words"], owner="role", key="k", filename=f"{n}.txt", purpose="assistants")
+        for n in range(AT_ONCE + 1)
+    ]
+    new = [NewMember(one.id, "file", one.filename, {}, {"type": "auto"}) for one in files]
+    await shelf.catalog.attach(stored.id, new)
+    building = asyncio.create_task(shelf.builder.run())
+    try:
+        for _ in range(AT_ONCE):
+            await engine.begun.get()
+        unwanted = new[:AT_ONCE] if how == "deleted" else new[:1]
+        for one in unwanted:
+            if how == "deleted":
+                await shelf.files.delete(one.public_id)
+            else:
+                await shelf.catalog.attach(stored.id, [one])
+        async with asyncio.timeout(20):
+            for _ in unwanted:
+                await engine.left.get()
+            await engine.begun.get()  # the next one has its turn
+        engine.answers.set()
+    finally:
+        building.cancel()
+        await asyncio.gather(building, return_exceptions=True)
+        await shelf.aclose()
+    await shelf.built(stored)
+    counts, _ = (await shelf.catalog.counts([stored.id]))[stored.id]
+    assert counts["completed"] == (1 if how == "deleted" else AT_ONCE + 1)
+    assert await shelf.orphans() == {"documents": 0, "chunks": 0}
+    await shelf.aclose()

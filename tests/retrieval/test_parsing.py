@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import retrieval.parsing as parsing_module
 from retrieval.errors import DocumentUnreadable
-from retrieval.parsing import DOCUMENTS, KNOWN, Page, Parsed, parse, table
+from retrieval.parsing import DOCUMENTS, KNOWN, LONG_WORD_CHARS, Page, Parsed, parse, table
 from tests.retrieval import samples
 
 
@@ -113,6 +113,20 @@ HOSTILE: dict[str, str] = {
 def test_a_hostile_megabyte_of_markdown_takes_as_long_as_it_is(text: str) -> None:
     """Minutes for a square of its length; the suite's limit ends the test."""
     parse("a.md", text.encode())
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv"])
+@pytest.mark.parametrize("letters", ["x", "日本語", "QUJDREVGR0g+/"])
+def test_what_has_no_space_for_long_is_broken_and_no_letter_is_lost(name: str, letters: str) -> None:
+    text = letters * 10_000
+    broken = text_of(name, text.encode())
+    assert re.sub(r"[\s|-]", "", broken) == text, "but for the marks of a table"
+    assert max(map(len, broken.split())) <= LONG_WORD_CHARS
+
+
+def test_what_is_no_longer_than_a_word_may_be_is_left_whole() -> None:
+    text = f"{'x' * (LONG_WORD_CHARS - 1)} {'y' * (LONG_WORD_CHARS - 1)}"
+    assert text_of("a.txt", text.encode()) == text
 
 
 @pytest.mark.parametrize(

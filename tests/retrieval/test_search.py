@@ -20,7 +20,7 @@ from retrieval.documents import NewChunk
 from retrieval.embedding import Embedder
 from retrieval.errors import CollectionNotReady, EmbeddingFailed, FilterInvalid
 from retrieval.reranking import Reranker
-from retrieval.search import Findings, Searcher
+from retrieval.search import QUERY_CHARS, Findings, Searcher
 from retrieval.settings import RetrievalSettings
 from tests.retrieval.fakes import WordsBackend, vector_of
 from tests.retrieval.shelf import Shelf
@@ -600,6 +600,15 @@ async def test_of_a_question_that_is_too_long_the_end_is_embedded(database: Asyn
     assert len(desk.backend.asked[-1]) <= 60
     assert desk.backend.asked[-1].endswith("the pass")
     await shelf.aclose()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_of_a_very_long_question_no_more_than_its_end_is_searched_for(desk: Desk, mode: str) -> None:
+    question = "condors circle " * 100_000 + "llamas carry loads " * 500
+    assert await desk.names(question, mode=mode, top_k=1) == ["llamas"]
+    asked = [text for text in desk.backend.asked if text not in TEXTS.values()]
+    assert asked == ([] if mode == "lexical" else [question[-QUERY_CHARS:]])
+    assert await desk.names(question, mode="lexical") == ["llamas"], "no word before it counts"
 
 
 @pytest.mark.parametrize(("reads", "code"), [(0, "context_length_exceeded"), (20, "something_else")])

@@ -379,6 +379,22 @@ async def test_deleting_leaves_the_files_of_others(kept: Room) -> None:
     assert sorted(kept.folder.iterdir()) == sorted(others)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_files_of_a_deleted_collection_are_cleared_away_whoever_deleted_it(kept: Room, in_memory: bool) -> None:
+    shelf = Shelf(kept.shelf.database, kept.folder)
+    other = Room(shelf.database, shelf, await shelf.store("second"), kept.folder)
+    await other.put("a.md", 30)
+    assert await (await other.view()).save()
+    if in_memory:
+        await shelf.library.view(kept.stored, shelf.embedder)
+    await kept.shelf.catalog.delete(kept.stored)
+    await (shelf.library.poll() if in_memory else shelf.library.tidy())
+    left = list(kept.folder.iterdir())
+    assert len(left) == 3
+    assert {path.name.split(".")[0] for path in left} == {other.stored.public_id}
+    other.check(await other.view())
+
+
 async def test_a_saved_index_catches_up_with_what_has_happened_since(kept: Room) -> None:
     await kept.put("new.md", 2, topic="new.md")
     await kept.put("1.md", 3, topic="1.md")
