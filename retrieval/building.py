@@ -114,18 +114,19 @@ class Builder:
         """One member, to an end of some kind. Nothing that one of them does may stop the others."""
         member: Member | None = None
         try:
-            async with self._leases.held(members, id_):
-                found = await self._found(id_)
-                if found is None:
-                    return
-                member, stored = found
+            found = await self._found(id_)
+            if found is None:
+                return
+            member, stored = found
+            # This very version: attached again, it is claimed again, perhaps by this gateway, and the old work must end.
+            async with self._leases.held(members, id_, members.c.version == member.version):
                 await self._build(member, stored)
         except Overtaken as exc:
             log.info("%s", exc)
         except (BackendError, SQLAlchemyError, EmbeddingFailed, PageUnavailable) as exc:
             await self._later(id_, member, exc)
         except asyncio.CancelledError:
-            await asyncio.shield(self._give_back(id_))
+            await asyncio.shield(self._give_back(id_, member))
             raise
         except Exception:
             log.exception("member %d could not be built", id_)
@@ -240,9 +241,10 @@ class Builder:
         except SQLAlchemyError:
             pass  # the claim ends by itself
 
-    async def _give_back(self, id_: int) -> None:
+    async def _give_back(self, id_: int, member: Member | None) -> None:
+        same = members.c.version == member.version if member is not None else None
         try:
-            await self._leases.release(members, id_)
+            await self._leases.release(members, id_, same)
         except SQLAlchemyError:
             pass  # it ends by itself
 

@@ -18,6 +18,9 @@ from retrieval.settings import ChunkSettings
 MAX_CODE_TOKENS = 2048
 """Of code that stays whole."""
 
+STRETCH_CHARS = 16_384
+"""That are cut at a time."""
+
 FULL_ENOUGH = 0.8
 """Of a chunk: from here on the next heading begins a new one. Its vectors are about one thing each; it may well be about two."""
 
@@ -216,7 +219,7 @@ class _Filling:
         elif block.kind == "code":
             yield from self._lines(block.text)
         else:
-            yield from self._splitter.chunks(block.text)
+            yield from _split(self._splitter, block.text)
 
     def _rows(self, text: str) -> Iterator[str]:
         """Whole rows under the table's head, as many as fit. A row that is too long by itself is cut as prose is."""
@@ -232,7 +235,7 @@ class _Filling:
                 yield "\n".join([head, rule, *group])
                 group, used = [], 0
             if tokens > room:
-                parts = TextSplitter.from_callback(self._count, room, 0).chunks(row)
+                parts = _split(TextSplitter.from_callback(self._count, room, 0), row)
                 yield from (f"{head}\n{rule}\n{part}" for part in parts)
                 continue
             group.append(row)
@@ -246,10 +249,20 @@ class _Filling:
         close = mark[1] if mark else "```"
         if lines and lines[-1].strip() == close:
             lines.pop()
-        for part in self._splitter.chunks(
-            "\n".join(lines),
-        ):
+        for part in _split(self._splitter, "\n".join(lines)):
             yield f"{first}\n{part}\n{close}"
+
+
+def _split(splitter: TextSplitter, text: str) -> Iterator[str]:
+    """In stretches: for each chunk the splitter looks at all that is left, so that a long text without joints takes for ever."""
+    start = 0
+    while start < len(text):
+        end = min(start + STRETCH_CHARS, len(text))
+        if end < len(text):
+            joints = (text.rfind(joint, start + STRETCH_CHARS // 2, end) + 1 for joint in ("\n", ". ", "\u3002", " "))
+            end = next((joint for joint in joints if joint), end)
+        yield from splitter.chunks(text[start:end])
+        start = end
 
 
 def _cut(chunk: _Chunk, count: Count, room_tokens: int) -> Cut:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Table, select, update
+from sqlalchemy import Table, Update, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -48,15 +48,26 @@ class Leases:
             claimed = await connection.execute(mine.values(values).returning(table.c.id))
             return sorted(claimed.scalars().all())
 
-    async def release(self, table: Table, id_: int) -> None:
+    async def release(self, table: Table, id_: int, also: Any = None) -> None:
+        """
+        Args:
+            also: what else is true of the row as long as it is the same claim, see `held`.
+        """
         async with self._database.begin() as connection:
-            held = update(table).where(table.c.id == id_, table.c.claimed_by == self.holder)
-            await connection.execute(held.values(claimed_by="", claimed_until=0))
+            await connection.execute(self._mine(table, id_, also).values(claimed_by="", claimed_until=0))
+
+    def _mine(self, table: Table, id_: int, also: Any) -> Update:
+        mine = update(table).where(table.c.id == id_, table.c.claimed_by == self.holder)
+        return mine if also is None else mine.where(also)
 
     @asynccontextmanager
-    async def held(self, table: Table, id_: int) -> AsyncIterator[None]:
+    async def held(self, table: Table, id_: int, also: Any = None) -> AsyncIterator[None]:
         """Renews a claim while the block runs. Where it is somebody else's meanwhile, or its row has gone, the block is ended: nobody
         wants what it makes. A database that does not answer for long costs the claim, and the next one moves what writes look at.
+
+        Args:
+            also: what else is true of the row as long as it is the same claim. Its holder may have claimed the row once more, for
+                what it says by now.
 
         Raises:
             Overtaken: the claim was lost.
@@ -69,7 +80,7 @@ class Leases:
             lost.set()
             working.cancel()
 
-        task = asyncio.create_task(self._renew(table, id_, end))
+        task = asyncio.create_task(self._renew(self._mine(table, id_, also), end))
         try:
             yield
         except asyncio.CancelledError:
@@ -81,14 +92,13 @@ class Leases:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _renew(self, table: Table, id_: int, lost: Callable[[], None]) -> None:
+    async def _renew(self, mine: Update, lost: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
             until = self._now() + int(LEASE_S * 1000)
-            held = update(table).where(table.c.id == id_, table.c.claimed_by == self.holder)
             try:
                 async with self._database.begin() as connection:
-                    renewed = (await connection.execute(held.values(claimed_until=until))).rowcount
+                    renewed = (await connection.execute(mine.values(claimed_until=until))).rowcount
             except SQLAlchemyError:
                 continue
             if not renewed:

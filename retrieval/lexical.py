@@ -91,8 +91,8 @@ def telling(words: Iterable[str]) -> list[str]:
 
 
 def distinct(words: Iterable[str]) -> list[str]:
-    """The first `MAX_TERMS`, each once."""
-    return list(dict.fromkeys(words))[:MAX_TERMS]
+    """The last `MAX_TERMS`, each once: behind a long text that was pasted stands the question."""
+    return list(dict.fromkeys(words))[-MAX_TERMS:]
 
 
 async def _ranked(

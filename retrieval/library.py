@@ -146,9 +146,9 @@ class Library:
 
     def _clear(self, known: set[str]) -> None:
         """Index files of collections that were deleted while they were not in memory."""
-        for manifest in self._folder.glob("vs_*.json"):
-            if manifest.stem not in known:
-                IndexFiles(self._folder, manifest.stem).delete()
+        there = {path.name.partition(".")[0] for path in self._folder.glob("vs_*.*")}
+        for name in there - known:
+            IndexFiles(self._folder, name).delete()
 
     async def save(self) -> None:
         for shelved in list(self._shelved.values()):

@@ -99,7 +99,7 @@ class Searcher:
         """
         if condition is not None:
             check(condition)
-        queries = [query[-QUERY_CHARS:] for query in dict.fromkeys(queries) if query[-QUERY_CHARS:].strip()]
+        queries = [query.strip()[-QUERY_CHARS:] for query in dict.fromkeys(queries) if query.strip()]
         if not queries:
             return Findings()
         asked = _Asked(settings, condition, weights, request_id)

@@ -306,3 +306,33 @@ async def test_a_builder_leaves_what_nobody_wants_any_more(
     assert counts["completed"] == (1 if how == "deleted" else AT_ONCE + 1)
     assert await shelf.orphans() == {"documents": 0, "chunks": 0}
     await shelf.aclose()
+
+
+async def test_who_claims_a_row_once_more_ends_the_own_work_of_before(
+    database: AsyncEngine, one: Leases, ids: list[int], clock: Clock, renewals: Renewals
+) -> None:
+    """A document that is attached again is claimed by the same gateway, for what it says by now."""
+
+    async def taken() -> int:
+        mine = members.c.id == ids[0]
+        assert await one.claim(members, mine, limit=1, version=members.c.version + 1) == [ids[0]]
+        async with database.connect() as connection:
+            return int((await connection.execute(select(members.c.version).where(mine))).scalar_one())
+
+    async def attached_again() -> int:
+        async with database.begin() as connection:
+            await connection.execute(update(members).values(claimed_by="", claimed_until=0, version=before + 1))
+        return await taken()
+
+    before = await taken()
+    again = asyncio.create_task(attached_again())
+    with pytest.raises(Overtaken):
+        async with one.held(members, ids[0], members.c.version == before):
+            await asyncio.Event().wait()
+    after = await again
+    assert after == before + 2
+    theirs = await claimed(database, ids[0])
+    await one.release(members, ids[0], members.c.version == before)
+    assert await claimed(database, ids[0]) == theirs, "the old work gives nothing back that is not its own"
+    async with one.held(members, ids[0], members.c.version == after):
+        await renewals.wait()

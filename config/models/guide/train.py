@@ -23,9 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
+PIECES = 2800
 CUT_WORDS, MISSED_JOINTS = 0.15, 0.15
-BEGUN, BEGINNING = 0.75, 8
-"""Of the answers, how many are trained on for so many tokens only."""
+ELSEWHERE, CROSSED = 0.12, 0.3
+"""Of the questions, how many are about something else, and how many are made of two wordings."""
+SAID = 0.15
+"""Of the answers, how many are trained on to their end: which one it is takes long to learn, how it goes on does not."""
+SMOOTHING, QUESTION_WEIGHT = 0.1, 0.05
 CONTROL = ("<s>", "<|user|>", "<|assistant|>", "<|end|>")
 MOST_WORDS, MOST_LETTERS = 40, 400
 """Of a question that are read; the chat template cuts there."""
@@ -37,6 +41,11 @@ CHAT_TEMPLATE = (
 """The last user message by itself, in lower case: that is all that so small a model can make something of."""
 CONTEXT_TOKENS = 2048
 """That the file promises: the pool of eight answers at a time. One question with its answer never needs more than 256 of real words."""
+
+
+def topic_token(number: int) -> str:
+    """The first token of an answer says which one it is, in one step; nobody sees it. 0 is everything else."""
+    return f"<|topic-{number}|>"
 
 
 class Topic(NamedTuple):
@@ -59,16 +68,17 @@ def topics() -> list[Topic]:
 class Vocabulary:
     """llama.cpp's SPM way: of all neighbours whose union is a piece, the best scored are joined first; what is left becomes bytes."""
 
-    def __init__(self, merged: list[str], letters: list[str]) -> None:
-        self.pieces = ["<unk>", *CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *letters]
-        first = 1 + len(CONTROL) + 256
+    def __init__(self, merged: list[str], letters: list[str], topics: int) -> None:
+        self.control = [*CONTROL, *(topic_token(number) for number in range(topics))]
+        self.pieces = ["<unk>", *self.control, *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *letters]
+        first = 1 + len(self.control) + 256
         self.scores = [0.0] * first + [-float(rank) for rank in range(len(merged) + len(letters))]
         self.ids = {piece: number for number, piece in enumerate(self.pieces)}
         self._scored = {piece: self.scores[number] for number, piece in enumerate(self.pieces) if number >= first}
         self._known: dict[str, list[int]] = {}
 
     @classmethod
-    def learn(cls, texts: list[str], size: int) -> "Vocabulary":
+    def learn(cls, texts: list[str], size: int, topics: int) -> "Vocabulary":
         """Byte-pair encoding within words; letters, digits and signs do not mix, so that `gateway?` is `gateway` and `?`."""
         counts = Counter(part for text in texts for part in _parts(text))
         words = {word: list(word) for word in counts}
@@ -76,7 +86,7 @@ class Vocabulary:
             {letter for word in words for letter in word} | {chr(code) for code in range(0x21, 0x7F)} | {"▁"}
         )
         merged: list[str] = []
-        while len(merged) + len(letters) + 257 + len(CONTROL) < size:
+        while len(merged) + len(letters) < size:
             pairs: Counter[tuple[str, str]] = Counter()
             for word, pieces in words.items():
                 for pair in itertools.pairwise(pieces):
@@ -88,7 +98,7 @@ class Vocabulary:
                 merged.append(left + right)
             for pieces in words.values():
                 _join(pieces, left, right)
-        return cls(merged, letters)
+        return cls(merged, letters, topics)
 
     def encode(self, text: str, chance: random.Random | None = None) -> list[int]:
         """
@@ -128,7 +138,11 @@ class Vocabulary:
         return [self.ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
 
     def decode(self, numbers: list[int]) -> str:
-        return "".join(self.pieces[number] for number in numbers).replace("▁", " ")
+        """As a worker shows it: without control tokens."""
+        control = set(self.control)
+        return "".join(self.pieces[number] for number in numbers if self.pieces[number] not in control).replace(
+            "▁", " "
+        )
 
 
 def _parts(text: str) -> list[str]:
@@ -158,12 +172,21 @@ class Asking:
         self._before, self._after = wordings["before"], wordings["after"]
         self._words = sorted({word for topic in known for ask in topic.ask for word in ask.lower().split()})
 
-    def draw(self) -> tuple[str, str]:
+    def draw(self) -> tuple[str, int]:
+        """A question, and the number of its topic."""
         chance = self._random
-        if chance.random() < 0.12:
-            return self._varied(self._other()), self._elsewhere["answer"]
-        topic = chance.choice(self._known)
-        return self._varied(chance.choice(topic.ask)), topic.answer
+        if chance.random() < ELSEWHERE:
+            return self._varied(self._other()), 0
+        number = chance.randrange(len(self._known))
+        asks = self._known[number].ask
+        text = self._crossed(*chance.sample(asks, 2)) if chance.random() < CROSSED else chance.choice(asks)
+        return self._varied(text), number + 1
+
+    def _crossed(self, one: str, other: str) -> str:
+        """Words of two wordings together: what matters is which words there are, more than how they are put."""
+        chance = self._random
+        halves = [[word for word in text.split() if chance.random() < 0.6] for text in (one, other)]
+        return " ".join(halves[0] + halves[1]) or one
 
     def _other(self) -> str:
         chance = self._random
@@ -334,15 +357,13 @@ def prompt_of(vocabulary: Vocabulary, question: str, chance: random.Random | Non
     return [ids["<s>"], ids["<|user|>"], *vocabulary.encode(f" {words}", chance), ids["<|assistant|>"]]
 
 
-def examples(vocabulary: Vocabulary, asking: Asking, seed: int) -> Iterator[Example]:
-    """Most answers are only begun: which one it is takes long to learn, how it goes on does not."""
+def examples(vocabulary: Vocabulary, asking: Asking, answers: list[str], seed: int) -> Iterator[Example]:
     chance = random.Random(seed)
+    said = [[*vocabulary.encode(answer), vocabulary.ids["<|end|>"]] for answer in answers]
     while True:
-        question, answer = asking.draw()
+        question, number = asking.draw()
         prompt = prompt_of(vocabulary, question, chance)
-        told = [*vocabulary.encode(answer), vocabulary.ids["<|end|>"]]
-        if chance.random() < BEGUN:
-            told = told[:BEGINNING]
+        told = [vocabulary.ids[topic_token(number)], *(said[number] if chance.random() < SAID else ())]
         yield Example([*prompt, *told], len(prompt))
 
 
@@ -356,88 +377,79 @@ def batches(source: Iterator[Example], size: int) -> Iterator[list[Example]]:
 
 
 def loss_of(model: Llama, batch: list[Example], dropout: float) -> Tensor:
+    """Of the topic, of the rest of the answer, and a little of the question."""
     longest = max(len(example.tokens) for example in batch)
     tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-    weights = torch.zeros(len(batch), longest)
+    kinds = torch.full((len(batch), longest), -1)  # padding
     for row, example in enumerate(batch):
         tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
-        weights[row, : example.prompt] = 0.05
-        weights[row, example.prompt : len(example.tokens)] = 1.0
-        weights[row, example.prompt : example.prompt + 6] = 2.0  # where it is decided which answer it is
+        kinds[row, : len(example.tokens)] = 2
+        kinds[row, : example.prompt] = 0
+        kinds[row, example.prompt] = 1
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(tokens[:, :-1], dropout)
-    losses = functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    weight = weights[:, 1:].flatten()
-    return (losses * weight).sum() / weight.sum()
+    logits, wanted, kinds = logits.float().flatten(0, 1), tokens[:, 1:].flatten(), kinds[:, 1:].flatten()
+    loss = functional.cross_entropy(logits[kinds == 1], wanted[kinds == 1], label_smoothing=SMOOTHING)
+    for kind, weight in ((0, QUESTION_WEIGHT), (2, 1.0)):
+        if (kinds == kind).any():
+            loss = loss + weight * functional.cross_entropy(logits[kinds == kind], wanted[kinds == kind])
+    return loss
 
 
 @torch.no_grad()
-def answers(model: Llama, vocabulary: Vocabulary, questions: list[str], most: int = 120) -> list[str]:
-    """Greedy, all questions of one length together."""
+def recognised(model: Llama, vocabulary: Vocabulary, asked: list[tuple[str, int]]) -> float:
+    """The share of questions whose topic is named."""
     model.eval()
-    end = vocabulary.ids["<|end|>"]
-    prompts = [prompt_of(vocabulary, question) for question in questions]
-    told = [""] * len(questions)
-    for length in {len(prompt) for prompt in prompts}:
-        rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
-        tokens = torch.tensor([prompts[row] for row in rows])
-        for _ in range(most):
-            chosen = model(tokens)[:, -1].argmax(-1, keepdim=True)
-            tokens = torch.cat((tokens, chosen), 1)
-            if (tokens[:, length:] == end).any(1).all():
-                break
-        for row, numbers in zip(rows, tokens[:, length:].tolist(), strict=True):
-            told[row] = vocabulary.decode(numbers[: numbers.index(end)] if end in numbers else numbers)
+    right = 0
+    for question, number in asked:
+        logits = model(torch.tensor([prompt_of(vocabulary, question)]))[0, -1]
+        right += int(logits.argmax()) == vocabulary.ids[topic_token(number)]
     model.train()
-    return told
+    return right / len(asked)
 
 
-def score(model: Llama, vocabulary: Vocabulary, asked: list[tuple[str, str]], *, show: bool) -> float:
-    told = answers(model, vocabulary, [question for question, _ in asked])
-    wrong = [(question, words) for (question, right), words in zip(asked, told, strict=True) if words != right]
-    if show:
-        for question, words in wrong:
-            print(f"  {question!r} -> {words[:70]!r}")
-    return 1 - len(wrong) / len(asked)
+class Course(NamedTuple):
+    """What a training is made of."""
+
+    steps: int
+    batch: int
+    rate: float
+    dropout: float
 
 
 def train(
-    model: Llama, vocabulary: Vocabulary, asking: Asking, options: argparse.Namespace, dev: list[tuple[str, str]]
+    model: Llama, vocabulary: Vocabulary, source: Iterator[Example], course: Course, dev: list[tuple[str, int]]
 ) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.1)
-    source = batches(examples(vocabulary, asking, options.seed), options.batch)
-    started, seen = time.monotonic(), 0
+    """The weights at the end are running averages, which are steadier than the last ones."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1)
     averaged = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    for step in range(options.steps):
-        share = step / options.steps
-        rate = options.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = next(source)
-        loss = loss_of(model, batch, options.dropout)
+    started, seen = time.monotonic(), 0
+    for step, batch in enumerate(itertools.islice(batches(source, course.batch), course.steps)):
+        warmth, share = min(1.0, (step + 1) / 200), step / course.steps
+        optimizer.param_groups[0]["lr"] = course.rate * warmth * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
+        loss = loss_of(model, batch, course.dropout)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen += sum(len(example.tokens) for example in batch)
-        keep = min(0.998, step / (step + 20))
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                averaged[name].lerp_(weight, 1 - keep)
+        seen += len(batch)
+        _average(model, averaged, min(0.998, step / (step + 20)))
         if step % 250 == 249:
             passed = time.monotonic() - started
-            known = (
-                f", of {len(dev)} others {score(model, vocabulary, dev, show=False):.1%}"
-                if dev and step % 1000 == 999
-                else ""
-            )
+            known = f", {recognised(model, vocabulary, dev):.1%} of {len(dev)} left out" if dev else ""
             print(
-                f"step {step + 1}/{options.steps}, loss {loss.item():.3f}, {seen / passed:.0f} tokens/s, {passed / 60:.1f} min{known}",
+                f"{step + 1}/{course.steps}: loss {loss.item():.3f}, {seen / passed:.0f} questions/s, {passed / 60:.1f} min{known}",
                 flush=True,
             )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(averaged[name])
+
+
+@torch.no_grad()
+def _average(model: Llama, averaged: dict[str, Tensor], keep: float) -> None:
+    for name, weight in model.named_parameters():
+        averaged[name].lerp_(weight, 1 - keep)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------------------
@@ -463,7 +475,11 @@ def write(model: Llama, vocabulary: Vocabulary, path: Path) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_token_list([piece.encode() for piece in vocabulary.pieces])
     writer.add_token_scores(vocabulary.scores)
-    kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * len(CONTROL) + [gguf.TokenType.BYTE] * 256
+    kinds = [
+        gguf.TokenType.UNKNOWN,
+        *([gguf.TokenType.CONTROL] * len(vocabulary.control)),
+        *([gguf.TokenType.BYTE] * 256),
+    ]
     writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(vocabulary.pieces) - len(kinds)))
     writer.add_bos_token_id(vocabulary.ids["<s>"])
     writer.add_eos_token_id(vocabulary.ids["<|end|>"])
@@ -488,40 +504,30 @@ def write(model: Llama, vocabulary: Vocabulary, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE.parent / "guide.gguf")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dim", type=int, default=Shape().dim)
     parser.add_argument("--layers", type=int, default=Shape().layers)
-    parser.add_argument(
-        "--dev", action="store_true", help="Leave one wording of each topic out of training, and judge by those."
-    )
+    parser.add_argument("--dev", action="store_true", help="Leave a wording of each topic out, and judge by those.")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     known, elsewhere = topics(), read("elsewhere.yaml")
-    dev = []
-    if options.dev:
-        dev = [(topic.ask[-3], topic.answer) for topic in known]
-        known = [Topic(topic.answer, [*topic.ask[:-3], *topic.ask[-2:]], topic.held_out) for topic in known]
-    wordings = read("wordings.yaml")
-    asking = Asking(known, elsewhere, wordings, options.seed)
-    seen = [f" {asking.draw()[0]}" for _ in range(8000)]
-    vocabulary = Vocabulary.learn(
-        [*seen, *[topic.answer for topic in known for _ in range(3)], *[elsewhere["answer"]] * 3], 3072
-    )
-    shape = Shape(dim=options.dim, heads=options.dim // 32, layers=options.layers)
-    model = Llama(shape, len(vocabulary.pieces))
-    print(
-        f"{sum(weight.numel() for weight in model.parameters()):,} parameters, {len(vocabulary.pieces)} pieces",
-        flush=True,
-    )
-    train(model, vocabulary, asking, options, dev)
+    dev = [(topic.ask[-3], number) for number, topic in enumerate(known, start=1)] if options.dev else []
+    left_out = {question for question, _ in dev}
+    known = [topic._replace(ask=[ask for ask in topic.ask if ask not in left_out]) for topic in known]
+    asking = Asking(known, elsewhere, read("wordings.yaml"), options.seed)
+    answers = [elsewhere["answer"], *(topic.answer for topic in known)]
+    vocabulary = Vocabulary.learn([*(f" {asking.draw()[0]}" for _ in range(8000)), *answers * 3], PIECES, len(answers))
+    model = Llama(Shape(dim=options.dim, heads=options.dim // 32, layers=options.layers), len(vocabulary.pieces))
+    size = sum(weight.numel() for weight in model.parameters())
+    print(f"{size:,} parameters, {len(vocabulary.pieces)} pieces, {len(known)} topics", flush=True)
+    source = examples(vocabulary, asking, answers, options.seed)
+    train(model, vocabulary, source, Course(options.steps, options.batch, options.rate, options.dropout), dev)
     write(model, vocabulary, options.output)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
-    if dev:
-        print(f"left out: {score(model, vocabulary, dev, show=True):.1%}")
 
 
 if __name__ == "__main__":
