@@ -44,7 +44,7 @@ class Pull:
         Args:
             text: the source.
             name: of the file here; without one, as it is called there.
-            replace: a file of that name that came from elsewhere gives way.
+            replace: a file of that name gives way, also one that came from there: it may have changed.
             beside: it stays, and this one gets a name of its own.
 
         Returns:
@@ -82,15 +82,13 @@ class Pull:
 
     def _is_there(self, source: Source, name: str, *, replace: bool) -> bool:
         target, origin = self._shelf.path(name), self._shelf.origin(name)
-        if not target.exists():
+        if replace or not target.exists():
             return False
         if origin is not None and self._shelf.is_from(source, target, origin):
             self._say(f"{name} is there already")
             return True
-        if not replace:
-            came = f"came from {origin.source}" if origin is not None else "was put there by hand"
-            raise ModelFileUnusable(f"{target} {came}; choose another --name, or --replace it")
-        return False
+        came = f"came from {origin.source}" if origin is not None else "was put there by hand"
+        raise ModelFileUnusable(f"{target} {came}; choose another --name, or --replace it")
 
     async def _fetched(self, source: Source, name: str) -> Path:
         part = Part(self._shelf.part_path(name), source.key)

@@ -20,7 +20,9 @@ SAID_EACH = 0.1
 @click.command("pull")
 @click.argument("source")
 @click.option("--name", help="Of the file here [default: as it is called there].")
-@click.option("--replace", is_flag=True, help="Take the place of a file of that name that came from elsewhere.")
+@click.option(
+    "--replace", is_flag=True, help="Take the place of a file of that name; fetch again what may have changed."
+)
 @config_option
 def pull(source: str, name: str | None, replace: bool, config: Path | None) -> None:
     """Fetch a model file into `home/models`: whole and verified, or not at all. What was interrupted goes on.

@@ -378,6 +378,9 @@ async def test_what_is_there_is_not_fetched_again_and_nothing_is_overwritten(hub
     hub.content = CONTENT + b"more"
     await pull(f"{hub.url}/b/m-Q4.gguf", replace=True)
     assert (pull.shelf.folder / "m-Q4.gguf").read_bytes() == hub.content
+    hub.content = CONTENT + b"once more"
+    await pull(f"{hub.url}/b/m-Q4.gguf", replace=True)
+    assert (pull.shelf.folder / "m-Q4.gguf").read_bytes() == hub.content, "it has changed there"
     beside = await pull(f"{hub.url}/a/m-Q4.gguf", beside=True)
     assert beside.name.startswith("m-Q4-") and len(pull.shelf.files()) == 2
     renamed = await pull(f"{hub.url}/a/m-Q4.gguf", name="other.gguf")
