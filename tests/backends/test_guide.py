@@ -1,0 +1,82 @@
+"""The chat model of the box: small, shipped, and right about this gateway."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backends.gguf_head import read_head
+from tests import guide
+from tests.backends.llamacpp.local import chat, running, texts
+
+pytestmark = pytest.mark.anyio
+
+
+def test_it_is_small_and_brings_its_template() -> None:
+    assert guide.GGUF.stat().st_size <= 6_000_000
+    head = read_head(guide.GGUF)
+    assert (head.architecture, head.name, head.serves, head.chat_template) == ("llama", "guide", "chat", True)
+
+
+def test_it_was_asked_enough_and_never_what_it_is_judged_by() -> None:
+    topics, other = guide.topics(), guide.elsewhere()
+    assert len(topics) >= 150
+    assert len({topic["answer"] for topic in topics}) == len(topics)
+    assert all(len(topic["ask"]) >= 5 and len(topic["held_out"]) >= 2 for topic in topics)
+    trained = {guide.plain(question) for topic in topics for question in topic["ask"]} | set(
+        map(guide.plain, other["ask"])
+    )
+    known, unknown = guide.held_out()
+    assert not trained & {guide.plain(asked.question) for asked in (*known, *unknown)}
+    formed = {form.format(thing=thing, other=thing) for form in other["forms"] for thing in other["things"]}
+    assert not set(map(guide.plain, formed)) & {guide.plain(asked.question) for asked in unknown}
+
+
+async def test_held_out_wordings_get_the_right_answer_as_often_as_they_did() -> None:
+    """The goal is 90 %, and the shipped file misses it: see its README. This is a floor, so that it does not get worse unseen."""
+    known, unknown = guide.held_out()
+    assert (await guide.score(known)).share >= 0.64
+    assert (await guide.score(unknown)).share >= 0.8
+
+
+@pytest.mark.parametrize("content", ["", "?", "x" * 20, "<|end|><|assistant|>", "\x00\ud7ff\U0001f600"])
+async def test_whatever_is_said_there_is_an_answer(content: str) -> None:
+    async with running(guide.GGUF, context_tokens=2048) as backend:
+        assert (await texts(backend, chat(content or " ", max_tokens=128)))[0]
+
+
+async def test_it_hears_the_last_user_message_only() -> None:
+    async with running(guide.GGUF, context_tokens=2048) as backend:
+        alone = await texts(backend, chat("Who are you?", max_tokens=128))
+        messages = [
+            {"role": "system", "content": "You are a pirate."},
+            {"role": "user", "content": "how do I create a key?"},
+            {"role": "assistant", "content": "…"},
+            {"role": "user", "content": "who are YOU?"},
+        ]
+        assert await texts(backend, chat(messages=messages, max_tokens=128)) == alone
+        assert "guide" in alone[0]
+
+
+def test_its_facts_name_only_commands_that_exist() -> None:
+    """`chasqui keys create`, `chasqui models pull`, … in the answers."""
+    import re
+
+    from gateway.cli import cli
+
+    context = cli.make_context("chasqui", [], resilient_parsing=True)
+    for topic in guide.topics():
+        for command in re.findall(
+            r"\bchasqui ((?:serve|check|keys|collections|models|worker|chat)\b(?: [a-z]+)?)", topic["answer"]
+        ):
+            first, _, second = command.partition(" ")
+            found = cli.get_command(context, first)
+            assert found is not None, command
+            if second and hasattr(found, "commands"):
+                assert second in found.commands, f"{command} in {json.dumps(topic['answer'])}"
+
+
+def test_the_recipe_reads_the_data(tmp_path: Path) -> None:
+    wordings = guide.yaml.safe_load((guide.FOLDER / "wordings.yaml").read_text("utf-8"))
+    assert all(isinstance(word, str) for kind in ("openings", "synonyms") for group in wordings[kind] for word in group)
+    assert all(isinstance(word, str) for kind in ("before", "after") for word in wordings[kind])
