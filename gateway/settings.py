@@ -37,7 +37,7 @@ class ConfigInvalid(Exception):
         self.problems = problems
 
 
-NOT_BUILT_YET = frozenset("metrics stages auto_pull".split())
+NOT_BUILT_YET = frozenset("metrics stages".split())
 """Names that the design has and this version has not: refused by name, never parsed and ignored."""
 
 
