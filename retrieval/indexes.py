@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.durable import sync_folder
 from retrieval.index import EXACT_UPTO, Keys, VectorIndex
 from retrieval.index_exact import ExactIndex
 from retrieval.index_usearch import UsearchIndex
@@ -79,7 +80,7 @@ class IndexFiles:
         arrays = {"documents": documents, "keys": of_them, "prints": said}
         about["files"][owners.name] = _written(owners, lambda path: _save_arrays(path, arrays))
         _written(self._manifest, lambda path: path.write_text(json.dumps(about)))
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._clean(but=about["files"])
 
     def load(self, *, embedding: str) -> Saved | None:
@@ -157,11 +158,3 @@ def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from backends.durable import sync_folder
 from backends.errors import ModelFileUnusable
 from backends.pulling.part import BLOCK
 from backends.pulling.source import NAME, Source
@@ -99,7 +100,7 @@ class Shelf:
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(origin)))
         draft.replace(record)
         part.replace(target)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         return target
 
     def remove(self, name: str) -> int:
@@ -157,14 +158,6 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest_of(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:

@@ -1,7 +1,7 @@
 """The chat model of the box: small, shipped, and right about this gateway."""
 
 import json
-from pathlib import Path
+import re
 
 import pytest
 
@@ -60,8 +60,6 @@ async def test_it_hears_the_last_user_message_only() -> None:
 
 def test_its_facts_name_only_commands_that_exist() -> None:
     """`chasqui keys create`, `chasqui models pull`, … in the answers."""
-    import re
-
     from gateway.cli import cli
 
     context = cli.make_context("chasqui", [], resilient_parsing=True)
@@ -76,7 +74,7 @@ def test_its_facts_name_only_commands_that_exist() -> None:
                 assert second in found.commands, f"{command} in {json.dumps(topic['answer'])}"
 
 
-def test_the_recipe_reads_the_data(tmp_path: Path) -> None:
+def test_the_ways_to_say_the_same_are_words() -> None:
     wordings = guide.yaml.safe_load((guide.FOLDER / "wordings.yaml").read_text("utf-8"))
     assert all(isinstance(word, str) for kind in ("openings", "synonyms") for group in wordings[kind] for word in group)
     assert all(isinstance(word, str) for kind in ("before", "after") for word in wordings[kind])
