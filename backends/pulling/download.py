@@ -204,7 +204,7 @@ class Download:
         status, words = response.status_code, self._wanted.explain(response)
         if status in (408, 425, 429) or status >= 500:
             after = response.headers.get("retry-after", "")
-            raise _Cut(words or f"the server answers {status}", pause_s=float(after) if after.isdigit() else None)
+            raise _Cut(words or f"the server answers {status}", pause_s=float(after) if after.isdecimal() else None)
         meaning = {
             401: "it wants a login",
             403: "it is not open to everybody",

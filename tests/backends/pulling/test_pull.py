@@ -304,7 +304,12 @@ async def test_an_empty_file_is_asked_for_again_and_then_given_up(hub: Hub, pull
 
 
 async def test_a_server_in_trouble_is_asked_again_after_growing_pauses(hub: Hub, pull: Puller) -> None:
-    hub.statuses = [(503, {}), (500, {}), (429, {"retry-after": "7"}), (429, {"retry-after": "100000"})]
+    hub.statuses = [
+        (503, {}),
+        (500, {"retry-after": "\xb2"}),
+        (429, {"retry-after": "7"}),
+        (429, {"retry-after": "100000"}),
+    ]
     assert (await pull(f"{hub.url}/m-Q4.gguf")).read_bytes() == CONTENT
     assert pull.pauses == [PAUSES_S[1], PAUSES_S[2], 7.0, 120.0]
 
