@@ -14,6 +14,7 @@ from gateway.exchange import Exchange
 from gateway.knowledge import Knowledge
 from gateway.outlet import Outlet
 from gateway.upload import Upload
+from retrieval.errors import RoomExceeded
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 2_592_000
@@ -43,26 +44,25 @@ class FileDesk:
             raise BodyTooLarge(most)
         with self._books.of(exchange, outlet):
             await self._books.admit(exchange)
-            await self._check_room(caller.role.name, upload.size_bytes)
-            kept = await files.add(
-                upload.pieces(),
-                owner=caller.role.name,
-                key=caller.key_id,
-                filename=plain_name(upload.name),
-                purpose=purpose,
-                expires_after_s=expires_after_s,
-            )
+            most_mb = self._knowledge.limits.role_mb
+            try:
+                kept = await files.add(
+                    upload.pieces(),
+                    owner=caller.role.name,
+                    key=caller.key_id,
+                    filename=plain_name(upload.name),
+                    purpose=purpose,
+                    expires_after_s=expires_after_s,
+                    size_bytes=upload.size_bytes,
+                    most_bytes=None if most_mb is None else int(most_mb * 2**20),
+                )
+            except RoomExceeded:
+                reason = f"the files of this role would be more than {most_mb:g} MB (files.role_mb); delete some."
+                raise InvalidRequest(reason, param="file") from None
             exchange.outcome = "complete"
             self._books.close(exchange)
             self._books.first_byte(exchange, self._clock())
             await outlet.whole(msgspec.json.encode(file_object(kept)), {"content-type": "application/json"})
-
-    async def _check_room(self, owner: str, size_bytes: int) -> None:
-        most_mb = self._knowledge.limits.role_mb
-        if most_mb is not None and await self._knowledge.library.files.used(owner) + size_bytes > most_mb * 2**20:
-            raise InvalidRequest(
-                f"the files of this role would be more than {most_mb:g} MB (files.role_mb); delete some.", param="file"
-            )
 
 
 def read_fields(upload: Upload) -> tuple[str, int | None]:

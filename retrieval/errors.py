@@ -56,6 +56,10 @@ class Gone(RetrievalError):
         super().__init__(f"there is no such {kind}{named} any more")
 
 
+class RoomExceeded(RetrievalError):
+    """The files of one owner together would be more than they may be."""
+
+
 class CursorUnknown(RetrievalError):
     """A list is to go on behind something that it does not have."""
 

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from retrieval.catalog import Catalog, Page
-from retrieval.errors import CursorUnknown
+from retrieval.errors import CursorUnknown, RoomExceeded
 from retrieval.tables import file_pieces, files
 
 PIECE_BYTES = 1024 * 1024
@@ -57,17 +57,30 @@ class Files:
         filename: str,
         purpose: str,
         expires_after_s: int | None = None,
+        size_bytes: int = 0,
+        most_bytes: int | None = None,
     ) -> Uploaded:
-        """It is there when all of it is there, and not before."""
+        """It is there when all of it is there, and not before.
+
+        Args:
+            size_bytes: of all pieces. They count from the beginning: what arrives at the same time cannot pass `most_bytes` together.
+            most_bytes: of all files of this owner; None: any number.
+
+        Raises:
+            RoomExceeded
+        """
         now, id_ = int(self._clock()), f"file-{secrets.token_hex(12)}"
         values = {
-            "id": id_, "owner": owner, "key": key, "filename": filename, "purpose": purpose, "bytes": 0, "digest": "",
+            "id": id_, "owner": owner, "key": key, "filename": filename, "purpose": purpose, "bytes": size_bytes,
+            "digest": "",
             "created_at": now, "expires_at": None if expires_after_s is None else now + expires_after_s,
         }  # fmt: skip
         async with self._database.begin() as connection:
             await connection.execute(insert(files).values(values))
         size, digest = 0, hashlib.sha256()
         try:
+            if most_bytes is not None and await self.used(owner) > most_bytes:
+                raise RoomExceeded(f"the files of '{owner}' would be more than {most_bytes} bytes")
             for ordinal, some in _grouped(pieces):
                 rows = [{"file_id": id_, "ordinal": ordinal + n, "data": data} for n, data in enumerate(some)]
                 async with self._database.begin() as connection:
@@ -147,7 +160,7 @@ class Files:
         await self._remove(id_)
 
     async def used(self, owner: str) -> int:
-        """Bytes of a role's files."""
+        """Bytes of a role's files, and of those that are arriving."""
         async with self._database.connect() as connection:
             query = select(func.sum(files.c.bytes)).where(files.c.owner == owner)
             return int((await connection.execute(query)).scalar_one() or 0)

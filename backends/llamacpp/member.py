@@ -167,7 +167,7 @@ class Member:
 
     def status(self) -> str:
         if self._starting is not None:
-            return "starting"
+            return "starting" if self._fetching is None else "downloading"
         if self._current is not None and self._current.alive:
             return "ready" if not self._gate.is_paused else "stopping"
         return "failed" if self._failed else "asleep"

@@ -50,6 +50,8 @@ def test_who_waits_too_long_is_told_how_far_it_is(hub: Hub, tmp_path: Path) -> N
         assert error["code"] == "backend_unavailable"
         assert f"{hub.url}/far.gguf is being downloaded: 50% of" in error["message"]
         assert refused.headers["retry-after"] == "30"
+        with gateway.http as http:
+            assert http.get("/admin/backends/far").json()["status"] == "downloading"
         hub.gate.set()
         while (answer := ask(gateway)).status_code == 503:  # bounded by the test's own timeout
             pass

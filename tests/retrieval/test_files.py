@@ -1,5 +1,6 @@
 """Uploaded files."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from retrieval import files as files_module
 from retrieval.catalog import Catalog, NewMember, Page
 from retrieval.documents import NewChunk
-from retrieval.errors import CursorUnknown
+from retrieval.errors import CursorUnknown, RoomExceeded
 from retrieval.files import PIECE_BYTES, PIECES_AT_ONCE, UNFINISHED_S, Files, Uploaded
 from retrieval.tables import file_pieces
 from retrieval.tables import files as files_table
@@ -50,6 +51,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 async def add(files: Files, *pieces: bytes, **about: object) -> Uploaded:
     told = {"owner": "role", "key": "key", "filename": "a.md", "purpose": "assistants"} | about
     return await files.add(pieces, **told)  # type: ignore[arg-type]
+
+
+async def test_files_that_arrive_at_once_do_not_pass_the_bound_together(files: Files, database: AsyncEngine) -> None:
+    arriving = [add(files, b"x" * 300, filename=f"{n}.md", size_bytes=300, most_bytes=1000) for n in range(8)]
+    told = await asyncio.gather(*arriving, return_exceptions=True)
+    kept = [one for one in told if isinstance(one, Uploaded)]
+    assert all(isinstance(one, Uploaded | RoomExceeded) for one in told)
+    assert await files.used("role") == 300 * len(kept) <= 1000
+    assert (await rows(database))[0] == len(kept)
+    await add(files, b"x" * 1000, owner="other", size_bytes=1000, most_bytes=1000)
 
 
 async def rows(database: AsyncEngine) -> tuple[int, int]:
