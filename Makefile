@@ -53,7 +53,7 @@ bench-peers: .venv-bench/litellm.stamp .venv-bench/portkey.stamp .venv-bench/lla
 guide-eval: .venv/dev.stamp ## how often the shipped guide answers wordings it has never seen
 	@$(BIN)/python -m tests.guide
 
-guide: ## train guide anew: about an hour on two cores, PyTorch in .venv-guide
+guide: ## train guide anew: about 25 minutes on two cores, PyTorch in .venv-guide
 	@test -x .venv-guide/bin/python || $(PYTHON) -m venv .venv-guide
 	@.venv-guide/bin/pip install -q -r config/models/guide/requirements.txt
 	@.venv-guide/bin/python config/models/guide/train.py

@@ -62,13 +62,13 @@ def held_out() -> tuple[list[Asked], list[Asked]]:
     return known, [Asked(question, other["answer"]) for question in other["held_out"]]
 
 
-async def score(asked: list[Asked], path: Path = GGUF) -> Score:
+async def score(asked: list[Asked], path: Path = GGUF, *, temperature: float = 0) -> Score:
     free = asyncio.Semaphore(2 * SLOTS)
-    async with running(path, context_tokens=2048, slots=SLOTS, threads=os.cpu_count() or 1) as backend:
+    async with running(path, context_tokens=2048, slots=SLOTS, threads=max(1, (os.cpu_count() or 1) - 1)) as backend:
 
         async def answer(one: Asked) -> str:
             async with free:
-                return (await texts(backend, chat(one.question, max_tokens=128)))[0]
+                return (await texts(backend, chat(one.question, max_tokens=128, temperature=temperature)))[0]
 
         told = await asyncio.gather(*map(answer, asked))
     return Score(

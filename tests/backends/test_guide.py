@@ -32,14 +32,19 @@ def test_it_was_asked_enough_and_never_what_it_is_judged_by() -> None:
     assert not set(map(guide.plain, formed)) & {guide.plain(asked.question) for asked in unknown}
 
 
-async def test_held_out_wordings_get_the_right_answer_as_often_as_they_did() -> None:
-    """The goal is 90 %, and the shipped file misses it: see its README. This is a floor, so that it does not get worse unseen."""
+async def test_held_out_wordings_get_the_right_answer() -> None:
     known, unknown = guide.held_out()
-    assert (await guide.score(known)).share >= 0.64
-    assert (await guide.score(unknown)).share >= 0.8
+    assert (await guide.score(known)).share >= 0.9
+    assert (await guide.score(unknown)).share >= 0.75
 
 
-@pytest.mark.parametrize("content", ["", "?", "x" * 20, "<|end|><|assistant|>", "\x00\ud7ff\U0001f600"])
+async def test_clients_who_sample_get_the_answer_that_is_likeliest() -> None:
+    """They do, where they say nothing of a temperature."""
+    known = guide.held_out()[0][::8]
+    assert (await guide.score(known, temperature=1)).share >= (await guide.score(known)).share - 0.05
+
+
+@pytest.mark.parametrize("content", ["", "?", "x" * 20_000, "é" * 500, "<|end|><|assistant|>", "\x00\ud7ff\U0001f600"])
 async def test_whatever_is_said_there_is_an_answer(content: str) -> None:
     async with running(guide.GGUF, context_tokens=2048) as backend:
         assert (await texts(backend, chat(content or " ", max_tokens=128)))[0]
