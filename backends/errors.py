@@ -110,3 +110,7 @@ class BackendMisconfigured(BackendError):
 
 class ModelFileUnusable(BackendError):
     """A model file is missing, damaged or of a kind llama.cpp cannot load; the message says what to do."""
+
+
+class ModelFileWrong(ModelFileUnusable):
+    """What its source has is not what was wanted: the same download would bring the same again."""

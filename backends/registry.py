@@ -65,7 +65,7 @@ def build_backends(
             if isinstance(one, OpenAISettings):
                 made = _watched_upstream(one, keys, connect, clock)
             elif isinstance(one, LlamaCppSettings) and path is not None:
-                member = fleet.add(one, path, fetching=_fetching(one, path, home=home))
+                member = fleet.add(one, path, fetching=_fetching(one, home=home))
                 find = partial(find_model, home=home, config_dir=config_dir)
                 worker = LocalBackend(member, serves=one.serves, sharing=one.prefix_sharing, find=find)
                 made = Watched(worker, None, clock, _slots(one, one.slots * RUNNING_AND_NEXT))
@@ -93,12 +93,9 @@ def _file_of(settings: LlamaCppSettings, *, home: Path, config_dir: Path) -> Pat
         return Shelf(home / MODELS).path(parse_source(settings.model).name)
 
 
-def _fetching(settings: LlamaCppSettings, path: Path, *, home: Path) -> Fetching | None:
-    """What brings the file of a source, if it is not here."""
-    shelf = Shelf(home / MODELS)
-    if not settings.auto_pull or shelf.find(parse_source(settings.model)) == path:
-        return None
-    return Fetching(settings.model, shelf)
+def _fetching(settings: LlamaCppSettings, *, home: Path) -> Fetching | None:
+    """What brings the file of a source, where it is not here any more or not yet."""
+    return Fetching(settings.model, Shelf(home / MODELS)) if settings.auto_pull else None
 
 
 async def _preload(worker: LocalBackend) -> None:

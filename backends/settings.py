@@ -16,7 +16,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+Name = Annotated[str, Field(pattern=NAME)]
 """Names travel in URLs, headers and metric labels, so they are plain."""
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]

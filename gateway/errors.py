@@ -22,6 +22,7 @@ from backends.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelFileUnusable,
+    ModelFileWrong,
     UpstreamBroken,
     UpstreamRefused,
 )
@@ -53,6 +54,7 @@ from retrieval.errors import (
     Overtaken,
     PageRefused,
     PageUnavailable,
+    RoomExceeded,
     TokensUndecodable,
 )
 
@@ -99,6 +101,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     DocumentUnreadable: Meaning(400, "invalid_request_error", "invalid_value"),
     FilterInvalid: Meaning(400, "invalid_request_error", "invalid_value"),
     CursorUnknown: Meaning(400, "invalid_request_error", "invalid_value"),
+    RoomExceeded: Meaning(400, "invalid_request_error", "invalid_value"),
     AlreadyDone: Meaning(400, "invalid_request_error", "invalid_value"),
     PageRefused: Meaning(400, "invalid_request_error", "invalid_value"),
     KeyUnknown: Meaning(401, "authentication_error", "invalid_api_key"),
@@ -123,6 +126,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     BackendUnavailable: Meaning(503, "server_error", "backend_unavailable"),
     BackendMisconfigured: Meaning(503, "server_error", "backend_unavailable"),
     ModelFileUnusable: Meaning(503, "server_error", "backend_unavailable"),
+    ModelFileWrong: Meaning(503, "server_error", "backend_unavailable"),
     Overtaken: Meaning(500, "server_error", "internal_error"),  # the builder keeps it to itself
     CollectionNotReady: Meaning(503, "server_error", "backend_unavailable"),
     GatewayStopping: Meaning(503, "server_error", "backend_unavailable"),

@@ -32,6 +32,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         )
     except OSError as exc:
         raise ModelFileUnusable(f"{exc.filename or folder} cannot be read: {exc.strerror}") from exc
+    except RecursionError:
+        raise ModelFileUnusable(
+            f"{folder} is no checkpoint that can be read: JSON that is nested without end"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelFileUnusable(f"{folder} is no checkpoint that can be read: {exc}") from exc
 
@@ -70,7 +74,10 @@ def _vocabulary(folder: Path) -> list[str]:
     model = _json(tokenizer)["model"]
     if model.get("type", "WordPiece") != "WordPiece" or model.get("continuing_subword_prefix", "##") != "##":
         raise ModelFileUnusable(f"{tokenizer} is of type {model.get('type')}; only WordPiece can be converted")
-    return [word for word, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    words = sorted(model["vocab"].items(), key=lambda item: item[1])
+    if [number for _, number in words] != list(range(len(words))):
+        raise ModelFileUnusable(f"{tokenizer} has gaps in its vocabulary, which vectors could be mistaken in")
+    return [word for word, _ in words]
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -44,6 +44,11 @@ EMBEDDINGS = {
 }
 
 
+DIMENSIONS = ("vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_size", "intermediate_size")
+MOST, MOST_LAYERS = 10_000_000, 1000
+"""Of anything that `config.json` counts, and of layers: no BERT has more."""
+
+
 class Checkpoint(NamedTuple):
     """The files of a checkpoint, read. `vocabulary`: one token per line, in order of id."""
 
@@ -82,6 +87,8 @@ def write_bert(checkpoint: Checkpoint, path: Path, *, name: str, kind: str = "q8
         raise ValueError(
             "a BERT with other positions or activations than the usual ones, which llama.cpp does not compute"
         )
+    _check_config(config)
+    _check_tensors(_shapes(config), checkpoint.weights)
     file_type, matrices = KINDS[kind]
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name(name)
@@ -104,6 +111,56 @@ def write_bert(checkpoint: Checkpoint, path: Path, *, name: str, kind: str = "q8
     return path
 
 
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Before anything is made as large as it says."""
+    counts = dict.fromkeys((*DIMENSIONS, "num_attention_heads"), MOST) | {"num_hidden_layers": MOST_LAYERS}
+    for name, most in counts.items():
+        value = config[name]
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"config.json has {name}: {value!r}, and not a whole number from 1 to {most}")
+    if not isinstance(config["layer_norm_eps"], float) or not 0 < config["layer_norm_eps"] < 1:
+        raise ValueError(
+            f"config.json has layer_norm_eps: {config['layer_norm_eps']!r}, and not a number between 0 and 1"
+        )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise ValueError(f"{config['num_attention_heads']} heads cannot share a hidden_size of {config['hidden_size']}")
+
+
+def _check_tensors(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, NDArray[Any]]) -> None:
+    """llama.cpp's own words about such files come late, and some of them end its process.
+
+    Raises:
+        ValueError: `config.json` says something else than the tensors, or a number is none.
+    """
+    found = {target: values for name, values in weights.items() if (target := _target(name.removeprefix("bert.")))}
+    if lacking := sorted(set(expected) - set(found)):
+        raise ValueError(f"the checkpoint lacks {len(lacking)} of its tensors ({lacking[0]} among them)")
+    if others := sorted(set(found) - set(expected)):
+        raise ValueError(
+            f"the checkpoint holds {len(others)} tensors that its config.json does not know ({others[0]} among them)"
+        )
+    for name, values in found.items():
+        if values.shape != expected[name]:
+            raise ValueError(f"{name} has the shape {values.shape}, and by config.json it would be {expected[name]}")
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise ValueError(f"{name} holds numbers that are not finite, in float32 at least")
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """llama.cpp's names, and what BERT has there."""
+    words, positions, types, width, feed = (config[name] for name in DIMENSIONS)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (words, width), "position_embd.weight": (positions, width), "token_types.weight": (types, width),
+        "token_embd_norm.weight": (width,), "token_embd_norm.bias": (width,),
+    }  # fmt: skip
+    for layer in range(config["num_hidden_layers"]):
+        for part in LAYER_PARTS.values():
+            rows, columns = feed if part == "ffn_up" else width, feed if part == "ffn_down" else width
+            shapes[f"blk.{layer}.{part}.weight"] = (width,) if part.endswith("norm") else (rows, columns)
+            shapes[f"blk.{layer}.{part}.bias"] = (rows,)
+    return shapes
+
+
 def _pooling(modes: Mapping[str, Any]) -> gguf.PoolingType:
     chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on]
     if len(chosen) == 1 and chosen[0] in POOLING:
@@ -119,6 +176,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, words: list[str], config: Mapping[s
         raise ValueError(
             f"the vocabulary has {len(words)} lines, and the checkpoint vectors for {config['vocab_size']} only"
         )
+    if len(set(words)) != len(words):
+        raise ValueError("the vocabulary has a line twice")
     words = words + [f"[unused-{number}]" for number in range(len(words), config["vocab_size"])]
     control = {*SPECIAL, *(word for word in words if word.startswith("[unused"))}
     tokens = [word if word in control else word[2:] if word.startswith("##") else f"▁{word}" for word in words]

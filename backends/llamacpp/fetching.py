@@ -1,9 +1,11 @@
 """A model file that is to come from elsewhere before its first worker can start: fetched once, for all who wait for it."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from backends.errors import ModelFileWrong
 from backends.pulling.pull import Pull
 from backends.pulling.shelf import Shelf
 from backends.pulling.source import parse_source
@@ -27,12 +29,34 @@ class Fetching:
         self.shown = parse_source(model).shown
         self._here, self._total = 0, 0
         self._said = 0.0
+        self._wrong: ModelFileWrong | None = None
+        self.under_way = False
 
     async def run(self) -> Path:
         """
+        Returns:
+            Where it is. It is not fetched again while it is there.
+
         Raises:
-            ModelFileUnusable: it cannot be had; what has arrived is kept for the next time.
+            ModelFileUnusable: it cannot be had; what has arrived is kept for the next time. A source that has something else than
+                was wanted is not asked again, until the configuration names another one or somebody has pulled it.
         """
+        source = parse_source(self._model)
+        if (found := await asyncio.to_thread(self._shelf.find, source)) is not None:
+            return found
+        if self._wrong is not None:
+            raise self._wrong
+        self.under_way = True
+        try:
+            return await self._fetched()
+        except ModelFileWrong as exc:
+            self._wrong = exc
+            raise
+        finally:
+            self.under_way = False
+
+    async def _fetched(self) -> Path:
+        self._here, self._total, self._said = 0, 0, 0.0
         log.info("fetching %s into %s", self.shown, self._shelf.folder)
         pull = self._pull(self._shelf, progress=lambda name: self._told, say=log.info)
         path = await pull.run(self._model, beside=True)

@@ -167,7 +167,7 @@ class Member:
 
     def status(self) -> str:
         if self._starting is not None:
-            return "starting" if self._fetching is None else "downloading"
+            return "downloading" if self._fetching is not None and self._fetching.under_way else "starting"
         if self._current is not None and self._current.alive:
             return "ready" if not self._gate.is_paused else "stopping"
         return "failed" if self._failed else "asleep"
@@ -306,7 +306,7 @@ class Member:
                 [roomed, starting], timeout=self.settings.max_wait_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not (roomed.done() or starting.done()):
-                if self._fetching is not None:
+                if self._fetching is not None and self._fetching.under_way:
                     raise BackendUnavailable(self.name, str(self._fetching), retry_after_s=FETCH_RETRY_S)
                 raise BackendBusy(self.name, retry_after_s=self.settings.max_wait_s)
         finally:
@@ -360,7 +360,6 @@ class Member:
         try:
             if self._fetching is not None:  # before it takes others' room, which it may not need for an hour
                 self.path = await self._fetching.run()
-                self._fetching = None
             await self._fleet.make_room(self)
             path = await self._fleet.place(self)
         except ModelFileUnusable as exc:

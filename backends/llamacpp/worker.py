@@ -154,10 +154,12 @@ def _engine(options: argparse.Namespace, path: Path) -> Engine:
         ranks=options.serves == "rerank",
     )
     info = engine.info
+    if info.context_tokens > info.trained_tokens > 0 and options.serves == "chat":
+        engine.notes.append(
+            f"a context of {info.context_tokens} tokens, but the model was trained with {info.trained_tokens}: longer conversations suffer"
+        )
     for note in engine.notes:
         log.warning("%s", note)
-    if info.context_tokens > info.trained_tokens > 0 and options.serves == "chat":
-        log.warning("context of %d tokens, but the model was trained with %d", info.context_tokens, info.trained_tokens)
     return engine
 
 

@@ -7,23 +7,21 @@ digest will tell. Credentials go to the host they are for, and never to where it
 import asyncio
 import itertools
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 
-from backends.errors import ModelFileUnusable
+from backends.errors import ModelFileUnusable, ModelFileWrong
 from backends.pulling.part import Part, Progress
+from backends.pulling.room import check_room, disk_free
 
 PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Between attempts that brought nothing; one that brought something starts over with the first."""
 LONGEST_PAUSE_S = 120.0
 HOPELESS = 2
 """Attempts that find nobody there, or no such host, when nothing has arrived yet: a machine without a network need not wait."""
-SPARE_BYTES = 64 << 20
-"""That a download leaves free on its disk."""
 TIMEOUT = httpx.Timeout(20.0, read=60.0)
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -69,7 +67,7 @@ class Download:
         progress: Progress,
         say: Callable[[str], None] = lambda words: None,
         sleep: Sleep = asyncio.sleep,
-        free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+        free: Callable[[Path], int] = disk_free,
     ) -> None:
         self._client = client
         self._wanted = wanted
@@ -95,7 +93,7 @@ class Download:
             digest = await self._fetched()
         if self._sha256 not in (None, digest):
             self._part.forget()
-            raise ModelFileUnusable(
+            raise ModelFileWrong(
                 f"{self._wanted.shown} has the digest sha256={digest}, and sha256={self._sha256} was expected; nothing was installed"
             )
         return digest, self._sha256 is not None
@@ -108,10 +106,20 @@ class Download:
                 await self._attempt()
                 return await self._part.finish()
             except (_Cut, httpx.TransportError) as exc:
+                self._check_hope(exc)
                 fruitless = 0 if self._part.size_bytes > before else fruitless + 1
                 await self._pause(exc, fruitless)
             except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.DecodingError) as exc:
                 raise ModelFileUnusable(f"{self._wanted.shown} cannot be downloaded: {exc}") from None
+
+    def _check_hope(self, exc: Exception) -> None:
+        """
+        Raises:
+            ModelFileUnusable: it would be the same the next time. Other broken answers may be cuts.
+        """
+        if isinstance(exc, httpx.UnsupportedProtocol) or "location header" in str(exc):
+            words = f"its address, or where it redirects to, is none of the web ({exc})"
+            raise ModelFileUnusable(f"{self._wanted.shown} cannot be downloaded: {words}") from None
 
     async def _pause(self, exc: _Cut | httpx.TransportError, fruitless: int) -> None:
         """
@@ -216,15 +224,10 @@ class Download:
         )
 
     def _check_room(self, total: int | None) -> None:
-        missing = (total or 0) - self._part.size_bytes
-        free = self._free(self._part.path.parent)
-        if missing + SPARE_BYTES > free:
-            raise ModelFileUnusable(
-                f"{self._wanted.shown} needs {missing / 1e9:.2f} GB more, and {self._part.path.parent} has {free / 1e9:.2f} GB free; "
-                "remove something (`chasqui models list`, `chasqui models remove`) and pull again"
-            )
+        folder = self._part.path.parent
+        check_room(self._wanted.shown, (total or 0) - self._part.size_bytes, folder, self._free(folder))
 
     def _check_kind(self, data: bytes) -> None:
         if not data.startswith(b"GGUF"[: len(data)]):
             began = data[:24].decode("ascii", "replace").strip()
-            raise ModelFileUnusable(f"what {self._wanted.shown} sends is no GGUF file: it begins with {began!r}")
+            raise ModelFileWrong(f"what {self._wanted.shown} sends is no GGUF file: it begins with {began!r}")

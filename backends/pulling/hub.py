@@ -29,6 +29,8 @@ def wanted_of(source: Source) -> Wanted:
     if constants.HF_HUB_OFFLINE:
         raise ModelFileUnusable(f"{source.shown} cannot be downloaded: HF_HUB_OFFLINE is set")
     token = get_token()
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ModelFileUnusable(f"{source.shown} cannot be downloaded: HF_TOKEN has characters that no token has")
     return Wanted(
         hf_hub_url(source.where, source.file, revision=source.revision),
         source.shown,

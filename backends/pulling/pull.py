@@ -7,7 +7,8 @@ from pathlib import Path
 
 import httpx
 
-from backends.errors import ModelFileUnusable
+from backends.errors import ModelFileUnusable, ModelFileWrong
+from backends.gguf_head import check_whole
 from backends.pulling import hub
 from backends.pulling.download import TIMEOUT, Download, Sleep, Wanted
 from backends.pulling.part import Part, Progress
@@ -100,9 +101,13 @@ class Pull:
                 digest, verified = await self._downloaded(source, name, part)
             path = self._shelf.part_path(name)
             origin = Origin(source.shown, source.key, digest, path.stat().st_size, verified, self._clock())
+            await asyncio.to_thread(self._check, path, source)
             target = await asyncio.to_thread(self._shelf.place, path, name, origin)
+        except ModelFileWrong:
+            part.forget()
+            raise
         except BaseException:
-            part.close()  # what has arrived stays for the next time
+            part.close() if part.size_bytes else part.forget()  # what has arrived stays for the next time
             raise
         part.forget()
         if not verified:
@@ -111,21 +116,46 @@ class Pull:
             )
         return target
 
+    @staticmethod
+    def _check(path: Path, source: Source) -> None:
+        """A server that tells neither length nor digest may have sent the beginning only."""
+        try:
+            check_whole(path)
+        except ModelFileUnusable as exc:
+            words = str(exc).removeprefix(f"{path} ")
+            raise ModelFileWrong(f"what {source.shown} sent {words}; nothing was installed") from None
+
     async def _downloaded(self, source: Source, name: str, part: Part) -> tuple[str, bool]:
         wanted = (
             hub.wanted_of(source) if source.kind == "hub" else Wanted(source.where, source.shown, sha256=source.sha256)
         )
-        async with httpx.AsyncClient(follow_redirects=True, max_redirects=10, timeout=TIMEOUT) as client:
+        async with _client() as client:
             return await Download(
                 client, wanted, part, progress=self._progress(name), say=self._say, sleep=self._sleep
             ).run()
 
     async def _copied(self, source: Source, name: str) -> tuple[str, bool]:
-        part = self._shelf.part_path(name)
-        digest = await asyncio.to_thread(self._shelf.copy, Path(source.where), part)
-        if source.sha256 not in (None, digest):
-            part.unlink()
-            raise ModelFileUnusable(
-                f"{source.where} has the digest sha256={digest}, and sha256={source.sha256} was expected; nothing was installed"
-            )
+        part, origin = self._shelf.part_path(name), Path(source.where)
+        try:
+            digest = await asyncio.to_thread(self._shelf.copy, origin, part)
+            if source.sha256 not in (None, digest):
+                raise ModelFileWrong(
+                    f"{source.where} has the digest sha256={digest}, and sha256={source.sha256} was expected; nothing was installed"
+                )
+        except BaseException:
+            part.unlink(missing_ok=True)  # half of a copy is worth nothing
+            raise
         return digest, True
+
+
+def _client() -> httpx.AsyncClient:
+    """
+    Raises:
+        ModelFileUnusable: the environment names a proxy that is none.
+    """
+    try:
+        return httpx.AsyncClient(follow_redirects=True, max_redirects=10, timeout=TIMEOUT)
+    except (ValueError, httpx.InvalidURL):
+        raise ModelFileUnusable(
+            "the environment names a proxy that cannot be used: look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+        ) from None

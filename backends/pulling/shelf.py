@@ -21,7 +21,8 @@ import msgspec
 from backends.durable import sync_folder
 from backends.errors import ModelFileUnusable
 from backends.pulling.part import BLOCK
-from backends.pulling.source import NAME, Source
+from backends.pulling.room import check_room, disk_free
+from backends.pulling.source import MOST_PARTS, NAME, PART, Source
 
 LOOK_AGAIN_S = 0.5
 
@@ -104,20 +105,29 @@ class Shelf:
         return target
 
     def remove(self, name: str) -> int:
-        """With what was begun of it. How many bytes are free for it.
+        """With what was begun of it; of a model in several files all of them. How many bytes are free for it.
 
         Raises:
-            ModelFileUnusable: nothing has that name.
+            ModelFileUnusable: nothing has that name, or somebody fetches it now.
         """
-        target = self.path(name)
-        parts = [self.part_path(name), self.part_path(f"{name}.json")]
-        there = [path for path in (target, *parts) if path.is_file()]
-        if not there:
+        freed = [self._removed(part.name) for part in files_of_model(self.path(name))]
+        if not any(found for found, _ in freed):
             raise ModelFileUnusable(f"there is no {name} in {self.folder}; `chasqui models list` shows what there is")
-        size = sum(path.stat().st_size for path in there)
-        for path in (*there, self._origin_path(name)):
-            path.unlink(missing_ok=True)
-        return size
+        return sum(size for _, size in freed)
+
+    def _removed(self, name: str) -> tuple[bool, int]:
+        """Whether there was anything, and its bytes."""
+        lock_path = self.part_path(f"{name}.lock")
+        there = [
+            path for path in (self.path(name), self.part_path(name), self.part_path(f"{name}.json")) if path.is_file()
+        ]
+        with contextlib.ExitStack() as stack:
+            if lock_path.is_file() and not _locked(stack.enter_context(lock_path.open("ab")).fileno()):
+                raise ModelFileUnusable(f"{name} is being fetched by another program; stop that one first")
+            size = sum(path.stat().st_size for path in there)
+            for path in (*there, self._origin_path(name)):
+                path.unlink(missing_ok=True)
+        return bool(there), size
 
     @asynccontextmanager
     async def claimed(self, name: str, *, say: Callable[[str], None]) -> AsyncIterator[None]:
@@ -137,10 +147,11 @@ class Shelf:
         """A file of this machine, into a part. Its digest.
 
         Raises:
-            ModelFileUnusable: it is none that can be used.
+            ModelFileUnusable: it is none that can be used, or there is no room for it.
         """
         if not source.is_file():
             raise ModelFileUnusable(f"there is no file {source}")
+        check_room(f"{source}", source.stat().st_size, part.parent, disk_free(part.parent))
         with source.open("rb") as reader:
             if reader.read(4) != b"GGUF":
                 raise ModelFileUnusable(f"{source} is no GGUF file")
@@ -150,6 +161,17 @@ class Shelf:
                 writer.flush()
                 os.fsync(writer.fileno())
         return digest_of(part)
+
+
+def files_of_model(path: Path) -> list[Path]:
+    """Itself; of a model that is split, all that would belong to it, in order."""
+    split = PART.fullmatch(path.name)
+    if split is None or not 1 <= int(split["count"]) <= MOST_PARTS:
+        return [path]
+    return [
+        path.with_name(f"{split['stem']}-{number:05d}-of-{split['count']}.gguf")
+        for number in range(1, int(split["count"]) + 1)
+    ]
 
 
 def _locked(descriptor: int) -> bool:

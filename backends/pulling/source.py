@@ -47,6 +47,13 @@ class Source(NamedTuple):
         return f"{url.scheme}://{host}{port}{url.path}"
 
     @property
+    def advice(self) -> str:
+        """What to write behind `chasqui models pull`, as far as it may be shown."""
+        if self.kind == "url" and (urlsplit(self.where).query or "@" in urlsplit(self.where).netloc):
+            return "with the address as the configuration has it, in quotes"
+        return self.shown + (f"#sha256={self.sha256}" if self.sha256 else "")
+
+    @property
     def key(self) -> str:
         """The same for the same source; tells nothing of what is secret in it."""
         return hashlib.sha256("\n".join((self.kind, self.where, self.file, self.revision)).encode()).hexdigest()
@@ -60,7 +67,7 @@ class Source(NamedTuple):
         if not 1 <= count <= MOST_PARTS:
             raise ModelFileUnusable(f"{self.shown} says that it is one of {count} files")
         names = [f"{split['stem']}-{number:05d}-of-{split['count']}.gguf" for number in range(1, count + 1)]
-        return [self._beside(name) for name in names]
+        return [self if name == self.name else self._beside(name) for name in names]
 
     def _beside(self, name: str) -> "Source":
         if self.kind == "hub":

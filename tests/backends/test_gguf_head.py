@@ -7,7 +7,7 @@ import pytest
 from gguf import GGUFWriter
 
 from backends.errors import ModelFileUnusable
-from backends.gguf_head import read_head
+from backends.gguf_head import check_whole, read_head
 
 
 def test_a_chat_model_tells_its_window_and_what_a_token_takes(synthetic_gguf: Path) -> None:
@@ -77,3 +77,47 @@ def test_what_is_no_gguf_is_an_error(tmp_path: Path, data: bytes) -> None:
         read_head(path)
     with pytest.raises(ModelFileUnusable, match="No such file"):
         read_head(tmp_path / "gone.gguf")
+
+
+def test_a_file_whose_tensors_do_not_lie_inside_of_it_is_not_whole(tmp_path: Path, synthetic_gguf: Path) -> None:
+    check_whole(synthetic_gguf)
+    data = synthetic_gguf.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in (len(data) - 64, len(data) // 2):
+        cut.write_bytes(data[:size])
+        with pytest.raises(ModelFileUnusable, match="has been cut"):
+            check_whole(cut)
+    cut.write_bytes(data[:200])
+    with pytest.raises(ModelFileUnusable, match="damaged"):
+        check_whole(cut)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        struct.pack("<QI", 0, 2**31),
+        struct.pack("<QIQQIQ", 0, 2, 2**63, 2**63, 0, 0),
+        struct.pack("<QIQIQ", 0, 1, 32, 9999, 2**63),
+    ],
+)
+def test_tensors_that_lie_nowhere_are_no_whole_file(tmp_path: Path, tensor: bytes) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor)
+    with pytest.raises(ModelFileUnusable):
+        check_whole(path)
+
+
+def test_what_a_terminal_would_obey_is_left_out_and_numbers_without_end_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = GGUFWriter(path, "x\x1b]0;mine\x07[/b]")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert read_head(path).architecture == "x]0;mine[/b]"
+    writer = GGUFWriter(path, "llama")
+    writer.add_float32("llama.context_length", float("inf"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelFileUnusable, match="damaged"):
+        read_head(path)

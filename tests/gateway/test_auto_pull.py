@@ -1,6 +1,7 @@
 """Models that a configuration names by where they come from, in a gateway over a real socket; a server on loopback plays the hub."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,25 @@ def test_the_name_of_another_model_is_not_taken_over(hub: Hub, tmp_path: Path) -
         assert ask(gateway).status_code == 200
     assert (tmp_path / "models" / "far.gguf").read_bytes() == b"GGUF, somebody else's"
     assert len(list((tmp_path / "models").glob("far-*.gguf"))) == 1
+
+
+def test_a_file_that_has_been_removed_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    with running(tmp_path, config(hub)) as gateway:
+        assert ask(gateway).status_code == 200
+        (tmp_path / "models" / "far.gguf").unlink()
+        with gateway.http as http:
+            assert http.post("/admin/backends/far", json={"action": "unload"}).status_code == 200
+        assert ask(gateway).status_code == 200
+    assert len(hub.asked) == 2
+
+
+def test_a_source_that_has_something_else_is_not_asked_again_and_again(hub: Hub, tmp_path: Path) -> None:
+    pinned = config(hub)
+    pinned["backends"][0]["model"] += f"#sha256={'0' * 64}"
+    with running(tmp_path, pinned) as gateway:
+        deadline_s = time.monotonic() + 3  # its pauses begin with one second
+        while time.monotonic() < deadline_s:
+            refused = ask(gateway)
+            assert refused.status_code == 503
+            assert "was expected" in refused.json()["error"]["message"]
+    assert len(hub.asked) == 1

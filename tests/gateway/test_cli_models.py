@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from gateway.cli import cli
 from gateway.cli.models.adding import name_of
-from gateway.cli.models.suggesting import suggestions
+from gateway.cli.models.suggesting import example, suggestions
 from tests.backends.llamacpp.test_checkpoint import write as write_checkpoint
 from tests.backends.pulling.hub import Hub, playing
 from tests.conftest import ROOT
@@ -232,3 +233,73 @@ def test_a_checkpoint_becomes_a_model(tmp_path: Path, config: Path) -> None:
     assert refused.exit_code == 1
     assert "Traceback" not in refused.output
     assert sorted(path.name for path in (tmp_path / "home" / "models").iterdir()) == ["my-bert.gguf"]
+
+
+def test_a_configuration_keeps_its_link_and_its_ends_of_lines(hub: Hub, config: Path) -> None:
+    assert models(config, "pull", f"{hub.url}/tiny.gguf").exit_code == 0
+    real = config.with_name("real.yaml")
+    real.write_bytes(config.read_bytes().replace(b"\n", b"\r\n"))
+    config.unlink()
+    config.symlink_to(real.name)
+    added = models(config, "add", "tiny")
+    assert added.exit_code == 0, added.output
+    assert config.is_symlink()
+    after = real.read_bytes()
+    assert after.count(b"\n") == after.count(b"\r\n")
+    assert "tiny" in [one["name"] for one in yaml.safe_load(after)["models"]]
+    assert sorted(path.name for path in config.parent.glob(".*")) == []
+
+
+def test_what_a_file_says_of_itself_is_shown_and_not_obeyed(config: Path) -> None:
+    shelf = config.parent / "home" / "models"
+    shelf.mkdir(parents=True)
+    writer = gguf.GGUFWriter(shelf / "evil.gguf", "x[/b]\x1b[2J")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    listed = models(config, "list")
+    assert listed.exit_code == 0, listed.output
+    assert "x[/b][2J" in listed.output and "\x1b" not in listed.output
+
+
+def test_names_are_not_cut_where_no_terminal_reads(hub: Hub, config: Path) -> None:
+    name = f"a-model-of-{'very-' * 12}long-name.gguf"
+    assert models(config, "pull", f"{hub.url}/{name}").exit_code == 0
+    assert name in models(config, "list").output
+    source = suggestions()[0].source
+    assert source in CliRunner().invoke(cli, ["models", "suggest", "--all"]).output
+
+
+@pytest.mark.parametrize("name", ["", "a: b", "\u00e9", "-a"])
+def test_a_name_that_no_model_can_have_is_said(hub: Hub, config: Path, name: str) -> None:
+    assert models(config, "pull", f"{hub.url}/tiny.gguf").exit_code == 0
+    before = config.read_bytes()
+    refused = models(config, "add", "tiny", f"--name={name}")
+    assert (refused.exit_code, config.read_bytes()) == (1, before)
+    assert "is no name for a model" in refused.output
+
+
+def test_a_file_that_is_not_there_is_not_called_broken(config: Path) -> None:
+    refused = models(config, "verify", "nothing")
+    assert refused.exit_code == 1
+    assert "there is no nothing.gguf" in refused.output
+
+
+def test_the_example_is_one_that_this_machine_runs_well() -> None:
+    from backends.machine import Machine
+
+    plain = Machine(memory_bytes=64 << 30, available_bytes=60 << 30, card_bytes=0, computes_on_cards=False)
+    best = example([one for one in suggestions() if one.fits(plain)], plain)
+    assert best is not None and best.size_bytes < 3e9
+    card = plain._replace(card_bytes=24 << 30, computes_on_cards=True)
+    best = example(suggestions(), card)
+    assert best is not None and best.size_bytes > 10e9
+
+
+def test_advice_can_be_followed_and_shows_no_secret(config: Path) -> None:
+    from backends.pulling.source import parse_source
+
+    assert parse_source(f"https://host/m.gguf#sha256={'a' * 64}").advice == f"https://host/m.gguf#sha256={'a' * 64}"
+    for secret in ("https://host/m.gguf?token=hidden", "https://user:hidden@host/m.gguf"):
+        assert "as the configuration has it" in parse_source(secret).advice
+        assert "hidden" not in parse_source(secret).advice

@@ -1,6 +1,7 @@
 """`chasqui models add`."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,26 @@ def add(file: str, name: str | None, serves: str | None, dry_run: bool, config: 
     change over by itself.
     """
     from backends.errors import ModelFileUnusable
-    from backends.gguf_head import read_head
+    from backends.gguf_head import check_whole, read_head
     from backends.llamacpp.sizing import settings_for
     from backends.machine import this_machine
+    from backends.pulling.shelf import files_of_model
+    from backends.settings import NAME
 
     loaded = load_or_stop(config)
     try:
         model, path = located(file, loaded)
         head = read_head(path)
+        for part in files_of_model(path):
+            check_whole(part)
+        size = sum(part.stat().st_size for part in files_of_model(path))
     except ModelFileUnusable as exc:
         stop(str(exc))
+    if name is not None and not re.fullmatch(NAME, name):
+        stop(f"'{name}' is no name for a model: at most 128 letters, digits and . _ : / -, a letter or digit first")
     if serves is not None:
         head = head._replace(serves=serves)
-    options, notes = settings_for(head, path.stat().st_size, this_machine())
+    options, notes = settings_for(head, size, this_machine())
     name = name or name_of(path)
     backend = {"name": name, "engine": "llama_cpp", "model": model, **options}
     lines = {"backends": flow(backend), "models": flow({"name": name, "route": [name]})}
@@ -69,7 +77,7 @@ def located(file: str, loaded: Loaded) -> tuple[str, Path]:
         except ModelFileUnusable:
             continue
         return model, path
-    path = Path(file).expanduser().absolute()
+    path = Path(file.removeprefix("file://").removeprefix("file:")).expanduser().absolute()
     if not path.is_file():
         raise ModelFileUnusable(
             f"there is no model file {file}; `chasqui models list` shows those that are here, `chasqui models pull` fetches others"
@@ -100,18 +108,25 @@ def write(loaded: Loaded, name: str, lines: dict[str, str]) -> None:
 
     if name in {one.name for one in (*loaded.settings.backends, *loaded.settings.models)}:
         stop(f"{loaded.path} has a '{name}' already; choose another with --name")
-    draft = loaded.path.with_name(f".{loaded.path.name}.draft")
+    draft = loaded.path.with_name(f".{loaded.path.name}.draft")  # beside it: relative paths mean the same
+    behind = loaded.path.resolve()
+    final = behind.with_name(draft.name)
     try:
-        text = loaded.path.read_text("utf-8")
+        text = loaded.path.read_bytes().decode("utf-8")
+        ends_dos = "\r\n" in text
+        text = text.replace("\r\n", "\n")
         for key, line in lines.items():
             text = with_item(text, key, line)
-        draft.write_text(text, "utf-8")
+        draft.write_bytes((text.replace("\n", "\r\n") if ends_dos else text).encode())
         draft.chmod(loaded.path.stat().st_mode & 0o777)
         load(draft)
-        draft.replace(loaded.path)
+        if final != draft:
+            shutil.copy2(draft, final)
+        final.replace(behind)
     except (ConfigInvalid, NotAList, yaml.YAMLError) as exc:
         stop(f"{loaded.path} cannot take it by itself ({exc}); write the lines above into it")
     except OSError as exc:
         stop(f"{loaded.path} cannot be written: {exc.strerror}; write the lines above into it")
     finally:
-        draft.unlink(missing_ok=True)
+        for path in (draft, final):
+            path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What the commands about models share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backends.errors import ModelFileUnusable
 from backends.pulling.shelf import Shelf
@@ -8,9 +9,23 @@ from backends.settings import LlamaCppSettings
 from backends.sources import MODELS, find_model
 from gateway.settings import Loaded
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NO_WIDTH = 300
+"""Characters, where a table is read by a program or lands in a file."""
+
 
 def shelf_of(loaded: Loaded) -> Shelf:
     return Shelf(loaded.home / MODELS)
+
+
+def wide_console() -> "Console":
+    """Names are to be copied: where no terminal sets the width, nothing is cut."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=NO_WIDTH)
 
 
 def users_of(path: Path, loaded: Loaded) -> list[str]:
@@ -28,7 +43,3 @@ def used_files(loaded: Loaded) -> list[tuple[str, Path]]:
             except ModelFileUnusable:
                 continue
     return found
-
-
-def size_words(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -23,7 +23,8 @@ from gateway.cli.common import config_option, load_or_stop, stop
 def convert(folder: Path, kind: str, output: Path | None, replace: bool, config: Path | None) -> None:
     """Make a GGUF of a sentence-transformers BERT checkpoint with safetensors, in FOLDER."""
     from backends.errors import ModelFileUnusable
-    from gateway.cli.models.common import shelf_of, size_words
+    from backends.pulling.room import size_words
+    from gateway.cli.models.common import shelf_of
 
     folder = folder.expanduser().absolute()
     try:
@@ -46,6 +47,7 @@ def convert(folder: Path, kind: str, output: Path | None, replace: bool, config:
         stop(f"{folder} cannot be converted: {exc}")
     except OSError as exc:
         stop(f"{exc.filename or folder} cannot be used: {exc.strerror}")
+    offered = target.name if output is None else target.absolute()
     click.echo(
-        f"{target} is here ({size_words(target.stat().st_size)}, {kind}). Offer it to clients: chasqui models add {target.name}"
+        f"{target} is here ({size_words(target.stat().st_size)}, {kind}). Offer it to clients: chasqui models add {offered}"
     )

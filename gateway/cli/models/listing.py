@@ -20,20 +20,29 @@ def list_models(as_json: bool, config: Path | None) -> None:
     if as_json:
         click.echo(json.dumps({"models": names, "files": files}, indent=2))
         return
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from gateway.cli.models.common import wide_console
+
     table = Table("model", "stations", "prompt", "collections")
-    for one in names:
-        table.add_row(one["name"], ", ".join(one["stations"]), one["prompt"] or "", ", ".join(one["collections"]))
-    console = Console()
+    for model in names:
+        about = model["name"], ", ".join(model["stations"]), model["prompt"] or "", ", ".join(model["collections"])
+        table.add_row(*map(escape, about))
+    console = wide_console()
     console.print(table)
     shown = Table("file", "size", "kind", "trained with", "backends", "from")
     for file in files:
         tokens = f"{file['context_tokens']:,} tokens" if file["context_tokens"] else ""
-        shown.add_row(
-            file["file"], file["size"], file["kind"], tokens, ", ".join(file["backends"]), file["source"] or "put there"
+        row = (
+            file["file"],
+            file["size"],
+            file["kind"],
+            tokens,
+            ", ".join(file["backends"]),
+            file["source"] or "put there",
         )
+        shown.add_row(*map(escape, row))
     console.print(shown)
 
 
@@ -66,7 +75,8 @@ def files_of(loaded: Loaded) -> list[dict[str, Any]]:
 def described(path: Path, loaded: Loaded) -> dict[str, Any]:
     from backends.errors import ModelFileUnusable
     from backends.gguf_head import read_head
-    from gateway.cli.models.common import shelf_of, size_words, users_of
+    from backends.pulling.room import size_words
+    from gateway.cli.models.common import shelf_of, users_of
 
     shelf = shelf_of(loaded)
     on_shelf = path.is_relative_to(shelf.folder)

@@ -32,7 +32,8 @@ def pull(source: str, name: str | None, replace: bool, config: Path | None) -> N
     """
     from backends.errors import ModelFileUnusable
     from backends.pulling.pull import Pull
-    from gateway.cli.models.common import shelf_of, size_words
+    from backends.pulling.room import size_words
+    from gateway.cli.models.common import shelf_of
 
     loaded = load_or_stop(config)
     if name is not None and not name.endswith(".gguf"):

@@ -14,13 +14,15 @@ from gateway.cli.common import config_option, load_or_stop, stop
 def remove(name: str, force: bool, config: Path | None) -> None:
     """Delete the model file NAME from `home/models`, and what was begun of it."""
     from backends.errors import ModelFileUnusable
-    from gateway.cli.models.common import shelf_of, size_words, users_of
+    from backends.pulling.room import size_words
+    from backends.pulling.shelf import files_of_model
+    from gateway.cli.models.common import shelf_of, users_of
 
     loaded = load_or_stop(config)
     shelf = shelf_of(loaded)
     try:
         path = shelf.path(name if name.endswith(".gguf") else f"{name}.gguf")
-        users = users_of(path, loaded) if path.exists() else []
+        users = [user for part in files_of_model(path) if part.exists() for user in users_of(part, loaded)]
         if users and not force:
             stop(f"{path.name} is used by {', '.join(users)} in {loaded.path}; take it out there first, or --force")
         freed = shelf.remove(path.name)

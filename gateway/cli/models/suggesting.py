@@ -16,6 +16,8 @@ WORKER_BYTES = 700 << 20
 """Beside the file: a worker's own, and a context to talk in."""
 SPARE = 0.85
 """Of this machine's memory: others want some, too."""
+QUICK_BYTES = 3_000_000_000
+"""What a processor without a card reads for each token, some times a second."""
 
 
 class Suggestion(Settings):
@@ -46,10 +48,11 @@ def suggest(everything: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([told(one, machine) for one in chosen], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from gateway.cli.models.common import wide_console
+
+    console = wide_console()
     card = f", {machine.card_bytes / 1e9:.0f} GB on NVIDIA cards" if machine.card_bytes else ""
     if card and not machine.computes_on_cards:
         card += " (llama.cpp was not compiled for them: docs/how-to/models.md)"
@@ -61,10 +64,16 @@ def suggest(everything: bool, as_json: bool) -> None:
         row = [one.serves, one.source, f"{one.size_bytes / 1e9:.2f} GB", one.licence, one.words]
         table.add_row(*row, *((one.fits(machine) or "no",) if everything else ()))
     console.print(table)
-    best = max((one for one in chosen if one.serves == "chat"), key=lambda one: one.size_bytes, default=None)
-    if best is not None:
+    if (best := example(chosen, machine)) is not None:
         name = best.source.rpartition("/")[2]
         console.print(f"For example:\n  chasqui models pull {best.source}\n  chasqui models add {name}", soft_wrap=True)
+
+
+def example(chosen: list[Suggestion], machine: Machine) -> Suggestion | None:
+    """The best that answers at the pace of a reader; where nothing is so small, the smallest."""
+    chats = sorted((one for one in chosen if one.serves == "chat"), key=lambda one: one.size_bytes)
+    quick = [one for one in chats if one.fits(machine) == "card" or one.size_bytes <= QUICK_BYTES]
+    return quick[-1] if quick else next(iter(chats), None)
 
 
 def suggestions() -> list[Suggestion]:

@@ -21,6 +21,8 @@ def verify(name: str | None, config: Path | None) -> None:
         paths = shelf.files() if name is None else [shelf.path(name if name.endswith(".gguf") else f"{name}.gguf")]
     except ModelFileUnusable as exc:
         stop(str(exc))
+    if name is not None and not paths[0].exists():
+        stop(f"there is no {paths[0].name} in {shelf.folder}; `chasqui models list` shows what there is")
     if not paths:
         click.echo(f"there are no model files in {shelf.folder}")
     bad = [path for path in paths if not _is_right(path)]
@@ -29,11 +31,12 @@ def verify(name: str | None, config: Path | None) -> None:
 
 def _is_right(path: Path) -> bool:
     from backends.errors import ModelFileUnusable
-    from backends.gguf_head import read_head
+    from backends.gguf_head import check_whole, read_head
     from backends.pulling.shelf import Shelf, digest_of
 
     try:
         read_head(path)
+        check_whole(path)
         digest = digest_of(path)
     except (ModelFileUnusable, OSError) as exc:
         click.echo(f"{path.name}: BROKEN, {exc}")

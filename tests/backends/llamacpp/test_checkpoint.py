@@ -165,6 +165,20 @@ def _save_bfloat16(tensors: dict[str, Any], path: Path) -> None:
     path.write_bytes(len(told).to_bytes(8, "little") + told + data)
 
 
+def _with_gap() -> bytes:
+    vocab = {word: number for number, word in enumerate(WORDS)} | {WORDS[-1]: len(WORDS) + 7}
+    return json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}).encode()
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny")
+    broken = weights()
+    broken["encoder.layer.1.output.dense.weight"][3, 4] = np.nan
+    save_file(broken, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"blk\.1\.ffn_down\.weight holds numbers that are not finite"):
+        write_bert(read_checkpoint(folder), tmp_path / "x.gguf", name="x")
+
+
 def test_what_would_give_other_vectors_is_refused(tmp_path: Path) -> None:
     def refused(name: str, words: str, **changes: Any) -> None:
         folder = write(tmp_path / name, **{key: value for key, value in changes.items() if "." not in key})
@@ -177,7 +191,19 @@ def test_what_would_give_other_vectors_is_refused(tmp_path: Path) -> None:
     refused("kind", "type 'roberta'", model_type="roberta")
     refused("positions", "other positions", position_embedding_type="relative_key")
     refused("activation", "activations", hidden_act="relu")
-    refused("short", "vectors for 3 only", vocab_size=3)
+    refused("short", r"token_embd\.weight has the shape", vocab_size=3)
+    refused("eps", "layer_norm_eps: None", layer_norm_eps=None)
+    refused("words", "hidden_size: '64'", hidden_size="64")
+    refused("negative", "hidden_size: -1", hidden_size=-1)
+    refused("endless", "vocab_size: 1000000000", vocab_size=10**9)
+    refused("heads", "5 heads cannot share", num_attention_heads=5)
+    refused("more-layers", "lacks 16 of its tensors", num_hidden_layers=LAYERS + 1)
+    refused("fewer-layers", "16 tensors that its config.json does not know", num_hidden_layers=LAYERS - 1)
+    refused("window", r"position_embd\.weight has the shape \(64, 64\)", max_position_embeddings=512)
+    refused("deep", "nested without end", **{"config.json": b"[" * 100_000})
+    refused("no-files", "lacks 53 of its tensors", **{"model.safetensors.index.json": b'{"weight_map": {}}'})
+    refused("twice", "a line twice", **{"vocab.txt": "\n".join([*WORDS[:-1], "road"]).encode()})
+    refused("gaps", "has gaps", **{"vocab.txt": None, "tokenizer.json": _with_gap()})
     refused("cased", "upper and lower case", **{"tokenizer_config.json": b'{"do_lower_case": false}'})
     refused("dense", "does not compute: Dense", **{"modules.json": b'[{"type": "sentence_transformers.models.Dense"}]'})
     refused("lists", "no JSON object", **{"config.json": b"[]"})

@@ -2,13 +2,16 @@
 
 import hashlib
 import re
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-CONTENT = b"GGUF" + bytes(range(256)) * 4000
+NOTHING = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+"""A GGUF file with neither metadata nor tensors: the least that is whole."""
+CONTENT = NOTHING + bytes(range(256)) * 4000
 """About a megabyte: several reads."""
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 

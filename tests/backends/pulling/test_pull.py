@@ -17,7 +17,7 @@ from backends.errors import ModelFileUnusable
 from backends.pulling.download import PAUSES_S, Download
 from backends.pulling.pull import Pull
 from backends.pulling.shelf import Shelf
-from tests.backends.pulling.hub import CONTENT, DIGEST, Hub, playing
+from tests.backends.pulling.hub import CONTENT, DIGEST, NOTHING, Hub, playing
 
 pytestmark = pytest.mark.anyio
 
@@ -204,7 +204,7 @@ async def begun(hub: Hub, pull: Puller, text: str) -> None:
 async def test_a_file_that_has_changed_meanwhile_begins_anew(hub: Hub, pull: Puller) -> None:
     await begun(hub, pull, f"{hub.url}/m-Q4.gguf")
     assert names(pull.shelf) == BEGUN
-    hub.content, hub.etag = b"GGUF" + CONTENT[::-1], '"two"'
+    hub.content, hub.etag = NOTHING + CONTENT[::-1], '"two"'
     path = await pull(f"{hub.url}/m-Q4.gguf")
     assert hub.asked[0].range is not None
     assert path.read_bytes() == hub.content
@@ -354,7 +354,7 @@ async def test_a_disk_without_room_is_said_before_anything_is_written(
     real = Download.__init__
     monkeypatch.setattr(Download, "__init__", lambda *args, **named: real(*args, **named, free=lambda folder: 65 << 20))
     hub.content = CONTENT * 3
-    with pytest.raises(ModelFileUnusable, match=r"needs 0\.00 GB more, .* has 0\.07 GB free"):
+    with pytest.raises(ModelFileUnusable, match=r"needs 3\.1 MB more, .* has 68\.2 MB free"):
         await pull(f"{hub.url}/m-Q4.gguf")
     assert pull.seen == []
 
@@ -482,3 +482,77 @@ def test_a_source_is_found_by_what_was_pulled_from_it(hub: Hub, shelf: Shelf) ->
     assert names(shelf) == []
     with pytest.raises(ModelFileUnusable, match="there is no renamed"):
         shelf.remove("renamed.gguf")
+
+
+async def test_the_digest_of_a_split_model_is_of_the_file_that_the_source_names(hub: Hub, pull: Puller) -> None:
+    for name in ("a-00001-of-00001.gguf", "b-00001-of-00002.gguf", "c-00002-of-00002.gguf"):
+        with pytest.raises(ModelFileUnusable, match="was expected"):
+            await pull(f"{hub.url}/{name}#sha256={'0' * 64}")
+    path = await pull(f"{hub.url}/m-00001-of-00002.gguf#sha256={DIGEST}")
+    assert path.read_bytes() == CONTENT
+
+
+async def test_a_beginning_that_nothing_tells_from_a_whole_file_is_seen_by_its_tensors(
+    hub: Hub, pull: Puller, synthetic_gguf: Path
+) -> None:
+    """No length, no digest: the connection just ends."""
+    whole = synthetic_gguf.read_bytes()
+    hub.content, hub.length = whole[: len(whole) // 2], False
+    with pytest.raises(ModelFileUnusable, match="has been cut: it has .* bytes, and its tensors need") as refused:
+        await pull(f"{hub.url}/m-Q4.gguf")
+    assert str(pull.shelf.folder) not in str(refused.value)
+    assert names(pull.shelf) == []
+    hub.content = b"GG"
+    with pytest.raises(ModelFileUnusable, match="no GGUF file, or a damaged one"):
+        await pull(f"{hub.url}/m-Q4.gguf")
+    hub.content = whole
+    assert (await pull(f"{hub.url}/m-Q4.gguf")).read_bytes() == whole
+
+
+async def test_nothing_is_removed_that_is_being_fetched(hub: Hub, shelf: Shelf, pull: Puller) -> None:
+    hub.gate = threading.Event()
+    task = asyncio.ensure_future(pull(f"{hub.url}/m-Q4.gguf"))
+    await asyncio.to_thread(hub.halfway.wait, 30)
+    with pytest.raises(ModelFileUnusable, match="is being fetched"):
+        shelf.remove("m-Q4.gguf")
+    hub.gate.set()
+    assert (await task).read_bytes() == CONTENT
+    assert shelf.remove("m-Q4.gguf") == len(CONTENT)
+
+
+async def test_a_split_model_goes_with_all_its_files(hub: Hub, shelf: Shelf, pull: Puller) -> None:
+    await pull(f"{hub.url}/m-00001-of-00003.gguf")
+    assert shelf.remove("m-00001-of-00003.gguf") == 3 * len(CONTENT)
+    assert names(shelf) == []
+
+
+async def test_what_cannot_become_better_is_said_at_once(
+    hub: Hub, pull: Puller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("file:///etc/passwd", "ftp://127.0.0.1/m.gguf", "http://127.0.0.1:port/"):
+        hub.statuses = [(302, {"location": place})]
+        with pytest.raises(ModelFileUnusable, match="none of the web"):
+            await pull(f"{hub.url}/m-Q4.gguf")
+    monkeypatch.setenv("HF_TOKEN", "t\u00f6ken")
+    with pytest.raises(ModelFileUnusable, match="HF_TOKEN has characters"):
+        await pull(f"hf://{FILE}")
+    monkeypatch.setenv("HTTP_PROXY", "junk://user:secret@host")
+    with pytest.raises(ModelFileUnusable, match="names a proxy that cannot be used") as refused:
+        await pull(f"{hub.url}/m-Q4.gguf")
+    assert "secret" not in str(refused.value)
+    assert pull.pauses == []
+    assert names(pull.shelf) == [], "nothing has begun"
+
+
+async def test_a_copy_without_room_leaves_nothing(
+    tmp_path: Path, pull: Puller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backends.pulling import shelf
+
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(CONTENT)
+    with monkeypatch.context() as patched:
+        patched.setattr(shelf, "disk_free", lambda folder: 64 << 20)
+        with pytest.raises(ModelFileUnusable, match=r"needs 1\.0 MB more"):
+            await pull(f"file:{mine}")
+    assert names(pull.shelf) == []
