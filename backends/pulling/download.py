@@ -129,7 +129,10 @@ class Download:
         begun = self._part.size_bytes > 0
         why = str(exc) or type(exc).__name__
         if fruitless >= (HOPELESS if isinstance(exc, httpx.ConnectError) and not begun else len(PAUSES_S)):
-            later = "pull again later to go on where it stopped" if begun else "pull again later"
+            kept = begun and (
+                self._part.note.validator or self._sha256
+            )  # else nothing tells that the rest belongs to it
+            later = "pull again later to go on where it stopped" if kept else "pull again later"
             raise ModelFileUnusable(f"{self._wanted.shown} cannot be downloaded: {why}; {later}") from None
         asked_s = exc.pause_s if isinstance(exc, _Cut) else None
         pause_s = PAUSES_S[fruitless] if asked_s is None else min(asked_s, LONGEST_PAUSE_S)

@@ -47,9 +47,14 @@ class Source(NamedTuple):
         return f"{url.scheme}://{host}{port}{url.path}"
 
     @property
+    def is_secret(self) -> bool:
+        """It may hold a password or a signature."""
+        return self.kind == "url" and bool(urlsplit(self.where).query or "@" in urlsplit(self.where).netloc)
+
+    @property
     def advice(self) -> str:
         """What to write behind `chasqui models pull`, as far as it may be shown."""
-        if self.kind == "url" and (urlsplit(self.where).query or "@" in urlsplit(self.where).netloc):
+        if self.is_secret:
             return "with the address as the configuration has it, in quotes"
         return self.shown + (f"#sha256={self.sha256}" if self.sha256 else "")
 
@@ -90,6 +95,8 @@ def parse_source(text: str) -> Source:
     """
     place, _, fragment = text.strip().partition("#")
     sha256 = _digest(fragment, text) if fragment else None
+    if re.match(r"(hf|https?):(?!//)", place):
+        raise _refused("behind the colon of an address stand two slashes")
     if place.startswith("hf://"):
         source = _hub(place.removeprefix("hf://"), text)._replace(sha256=sha256)
     elif place.startswith(("https://", "http://")):

@@ -106,9 +106,8 @@ async def announce(server: "uvicorn.Server", listeners: list[socket.socket], loa
     admin_key = await first_admin_key(loaded, keys)
     address, *admin = map(address_of, listeners)
     if admin_key:
-        click.echo(
-            f"\nThe admin key, shown this once:\n\n  {admin_key}\n\nTry it in another terminal:\n\n  {curl_line(address, admin_key)}\n"
-        )
+        line = curl_line(address, admin_key, loaded)
+        click.echo(f"\nThe admin key, shown this once:\n\n  {admin_key}\n\nTry it in another terminal:\n\n  {line}\n")
     beside = f", for administrators on {admin[0]}," if admin else ""
     click.echo(f"chasqui is ready on {address}{beside} after {time.perf_counter() - STARTED_S:.1f} s (Ctrl-C stops it)")
 
@@ -126,7 +125,10 @@ def settle_memory() -> None:
     gc.set_threshold(50_000, 20, 10)
 
 
-def curl_line(address: str, key: str) -> str:
+def curl_line(address: str, key: str, loaded: Loaded) -> str:
+    """A chat with the model of the box; where the configuration has none, the list of those that there are."""
+    if "guide" not in {model.name for model in loaded.settings.models}:
+        return f"curl {address}/v1/models -H 'Authorization: Bearer {key}'"
     body = '{"model": "guide", "max_tokens": 60, "messages": [{"role": "user", "content": "Hello!"}]}'
     return f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
 

@@ -303,3 +303,10 @@ def test_advice_can_be_followed_and_shows_no_secret(config: Path) -> None:
     for secret in ("https://host/m.gguf?token=hidden", "https://user:hidden@host/m.gguf"):
         assert "as the configuration has it" in parse_source(secret).advice
         assert "hidden" not in parse_source(secret).advice
+
+
+def test_an_address_that_holds_a_secret_is_noted(hub: Hub, config: Path) -> None:
+    source = f"{hub.url}/tiny.gguf?token=hidden"
+    assert models(config, "pull", source).exit_code == 0
+    assert "write ${NAME} in its place" in models(config, "add", source, "--dry-run").output
+    assert "write ${NAME}" not in models(config, "add", "tiny", "--dry-run").output

@@ -3,12 +3,15 @@
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from gateway.cli.common import config_option, load_or_stop, stop
 from gateway.settings import Loaded
+
+if TYPE_CHECKING:
+    from backends.gguf_head import Head
 
 QUANTIZATION = re.compile(r"[-._](i?q\d\w*|f16|f32|bf16|fp16|mxfp4|\d{5}-of-\d{5}|gguf)$", re.IGNORECASE)
 
@@ -26,36 +29,61 @@ def add(file: str, name: str | None, serves: str | None, dry_run: bool, config: 
     change over by itself.
     """
     from backends.errors import ModelFileUnusable
-    from backends.gguf_head import check_whole, read_head
     from backends.llamacpp.sizing import settings_for
     from backends.machine import this_machine
-    from backends.pulling.shelf import files_of_model
-    from backends.settings import NAME
 
     loaded = load_or_stop(config)
     try:
         model, path = located(file, loaded)
-        head = read_head(path)
-        for part in files_of_model(path):
-            check_whole(part)
-        size = sum(part.stat().st_size for part in files_of_model(path))
+        head, size = examined(path)
     except ModelFileUnusable as exc:
         stop(str(exc))
-    if name is not None and not re.fullmatch(NAME, name):
-        stop(f"'{name}' is no name for a model: at most 128 letters, digits and . _ : / -, a letter or digit first")
     if serves is not None:
         head = head._replace(serves=serves)
     options, notes = settings_for(head, size, this_machine())
-    name = name or name_of(path)
+    name = usable(name_of(path) if name is None else name)
     backend = {"name": name, "engine": "llama_cpp", "model": model, **options}
     lines = {"backends": flow(backend), "models": flow({"name": name, "route": [name]})}
     for key, line in lines.items():
         click.echo(f"{key}:\n  - {line}")
-    for note in notes:
+    for note in (*notes, *secrets_in(model)):
         click.echo(f"note: {note}", err=True)
     if not dry_run:
         write(loaded, name, lines)
         click.echo(f"{loaded.path} has it: ask for model '{name}'")
+
+
+def examined(path: Path) -> tuple["Head", int]:
+    """What the file says, and the bytes of all files of the model.
+
+    Raises:
+        ModelFileUnusable: one of them is missing, damaged or cut.
+    """
+    from backends.gguf_head import check_whole, read_head
+    from backends.pulling.shelf import files_of_model
+
+    parts = files_of_model(path)
+    for part in parts:
+        check_whole(part)
+    return read_head(path), sum(part.stat().st_size for part in parts)
+
+
+def usable(name: str) -> str:
+    from backends.settings import NAME
+
+    if not re.fullmatch(NAME, name):
+        stop(
+            f"'{name}' is no name for a model: at most 128 letters, digits and . _ : / -, a letter or digit first; give one with --name"
+        )
+    return name
+
+
+def secrets_in(model: str) -> list[str]:
+    from backends.pulling.source import is_source, parse_source
+
+    if is_source(model) and parse_source(model).is_secret:
+        return ["its address holds something secret; put that into the environment and write ${NAME} in its place"]
+    return []
 
 
 def located(file: str, loaded: Loaded) -> tuple[str, Path]:

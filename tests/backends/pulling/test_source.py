@@ -34,6 +34,7 @@ def test_sources_are_understood(text: str, source: Source) -> None:
         "hf://o/r/m.gguf@../x", "hf://o/r/m.bin", "hf://o/r/a b.gguf", "https://h/", "https:///m.gguf", "https://h/m.safetensors",
         "https://h:99999999/m.gguf", "https://h/m\n.gguf", "https://h/%2e%2e%2fm.gguf%00", "https://h/.gguf", "ftp://h/m.gguf", "s3://b/m.gguf",
         "hf://o/r/m.gguf#md5=1", "hf://o/r/m.gguf#sha256=12", "https://h/m.gguf#sha256=", "file:", "file:/data/", "https://[::1/m.gguf",
+        "hf:o/r/m.gguf", "http:h/m.gguf",
     ],
 )  # fmt: skip
 def test_what_is_no_source_is_refused_with_the_forms_that_are(text: str) -> None:
