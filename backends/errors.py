@@ -113,4 +113,4 @@ class ModelFileUnusable(BackendError):
 
 
 class ModelFileWrong(ModelFileUnusable):
-    """What its source has is not what was wanted: the same download would bring the same again."""
+    """Its digest is not the one that was wanted: the same download would bring the same again."""

@@ -29,7 +29,7 @@ class Fetching:
         self.shown = parse_source(model).shown
         self._here, self._total = 0, 0
         self._said = 0.0
-        self._wrong: ModelFileWrong | None = None
+        self._wrong = ""
         self.under_way = False
 
     async def run(self) -> Path:
@@ -39,18 +39,18 @@ class Fetching:
 
         Raises:
             ModelFileUnusable: it cannot be had; what has arrived is kept for the next time. A source that has something else than
-                was wanted is not asked again, until the configuration names another one or somebody has pulled it.
+                its digest says is not asked again, until the configuration names another one or somebody has pulled it.
         """
         source = parse_source(self._model)
         if (found := await asyncio.to_thread(self._shelf.find, source)) is not None:
             return found
-        if self._wrong is not None:
-            raise self._wrong
+        if self._wrong:
+            raise ModelFileWrong(self._wrong)
         self.under_way = True
         try:
             return await self._fetched()
         except ModelFileWrong as exc:
-            self._wrong = exc
+            self._wrong = str(exc)
             raise
         finally:
             self.under_way = False

@@ -129,10 +129,8 @@ class Download:
         begun = self._part.size_bytes > 0
         why = str(exc) or type(exc).__name__
         if fruitless >= (HOPELESS if isinstance(exc, httpx.ConnectError) and not begun else len(PAUSES_S)):
-            kept = begun and (
-                self._part.note.validator or self._sha256
-            )  # else nothing tells that the rest belongs to it
-            later = "pull again later to go on where it stopped" if kept else "pull again later"
+            proof = self._part.note.validator or self._sha256  # that the rest belongs to what is here
+            later = "pull again later to go on where it stopped" if begun and proof else "pull again later"
             raise ModelFileUnusable(f"{self._wanted.shown} cannot be downloaded: {why}; {later}") from None
         asked_s = exc.pause_s if isinstance(exc, _Cut) else None
         pause_s = PAUSES_S[fruitless] if asked_s is None else min(asked_s, LONGEST_PAUSE_S)
@@ -233,4 +231,4 @@ class Download:
     def _check_kind(self, data: bytes) -> None:
         if not data.startswith(b"GGUF"[: len(data)]):
             began = data[:24].decode("ascii", "replace").strip()
-            raise ModelFileWrong(f"what {self._wanted.shown} sends is no GGUF file: it begins with {began!r}")
+            raise ModelFileUnusable(f"what {self._wanted.shown} sends is no GGUF file: it begins with {began!r}")

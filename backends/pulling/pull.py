@@ -101,13 +101,12 @@ class Pull:
                 digest, verified = await self._downloaded(source, name, part)
             path = self._shelf.part_path(name)
             origin = Origin(source.shown, source.key, digest, path.stat().st_size, verified, self._clock())
-            await asyncio.to_thread(self._check, path, source)
+            await asyncio.to_thread(self._check, path, source, part)
             target = await asyncio.to_thread(self._shelf.place, path, name, origin)
-        except ModelFileWrong:
-            part.forget()
-            raise
         except BaseException:
-            part.close() if part.size_bytes else part.forget()  # what has arrived stays for the next time
+            part.close()  # what has arrived stays for the next time
+            if not part.size_bytes:
+                part.forget()
             raise
         part.forget()
         if not verified:
@@ -117,13 +116,14 @@ class Pull:
         return target
 
     @staticmethod
-    def _check(path: Path, source: Source) -> None:
+    def _check(path: Path, source: Source, part: Part) -> None:
         """A server that tells neither length nor digest may have sent the beginning only."""
         try:
             check_whole(path)
         except ModelFileUnusable as exc:
+            part.forget()
             words = str(exc).removeprefix(f"{path} ")
-            raise ModelFileWrong(f"what {source.shown} sent {words}; nothing was installed") from None
+            raise ModelFileUnusable(f"what {source.shown} sent {words}; nothing was installed") from None
 
     async def _downloaded(self, source: Source, name: str, part: Part) -> tuple[str, bool]:
         wanted = (

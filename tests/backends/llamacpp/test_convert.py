@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from backends.errors import UpstreamRefused
 from backends.llamacpp.backend import LocalBackend
-from backends.llamacpp.convert import SPECIAL, Checkpoint, write_bert
+from backends.llamacpp.convert import LAYER_PARTS, SPECIAL, Checkpoint, write_bert
 from tests.backends.llamacpp.local import chat, embedding, running
 
 pytestmark = pytest.mark.anyio
@@ -48,12 +48,14 @@ def tensors() -> dict[str, NDArray[Any]]:
         "pooler.dense.weight": zeros(32, 32),
     }
     for part, shape in (
-        ("attention.self.query", (32, 32)),
+        *((f"attention.{name}", (32, 32)) for name in ("self.query", "self.key", "self.value", "output.dense")),
         ("intermediate.dense", (64, 32)),
         ("output.dense", (32, 64)),
     ):
         found[f"encoder.layer.0.{part}.weight"] = zeros(*shape)
         found[f"encoder.layer.0.{part}.bias"] = zeros(shape[0])
+    for part in ("attention.output.LayerNorm", "output.LayerNorm"):
+        found |= {f"encoder.layer.0.{part}.{kind}": zeros(32) for kind in ("weight", "bias")}
     return found
 
 
@@ -103,12 +105,11 @@ def test_matrices_become_q8_and_vectors_and_positions_stay_floats(tmp_path: Path
             "token_types.weight": "F32",
             "token_embd_norm.weight": "F32",
             "token_embd_norm.bias": "F32",
-            "blk.0.attn_q.weight": "Q8_0",
-            "blk.0.attn_q.bias": "F32",
-            "blk.0.ffn_up.weight": "Q8_0",
-            "blk.0.ffn_up.bias": "F32",
-            "blk.0.ffn_down.weight": "Q8_0",
-            "blk.0.ffn_down.bias": "F32",
+            **{
+                f"blk.0.{part}.{kind}": "Q8_0" if kind == "weight" and not part.endswith("norm") else "F32"
+                for part in LAYER_PARTS.values()
+                for kind in ("weight", "bias")
+            },
         }
 
 
