@@ -23,7 +23,7 @@ def find_model(model: str, *, home: Path, config_dir: Path) -> Path:
         found = Shelf(home / MODELS).find(source)
         if found is None:
             raise ModelFileUnusable(
-                f"{source.shown} is not here; run `chasqui models pull {source.advice}`, or write `auto_pull: true` beside it"
+                f"{source.shown} is not here; run {source.advice}, or write `auto_pull: true` beside it"
             )
         return found
     candidates = [Path(model)] if Path(model).is_absolute() else [home / model, config_dir / model]

@@ -53,10 +53,11 @@ class Source(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """What to write behind `chasqui models pull`, as far as it may be shown."""
+        """How to pull it, as far as that may be shown."""
         if self.is_secret:
-            return "with the address as the configuration has it, in quotes"
-        return self.shown + (f"#sha256={self.sha256}" if self.sha256 else "")
+            return "`chasqui models pull` with the address as the configuration has it, in quotes"
+        pin = f"#sha256={self.sha256}" if self.sha256 else ""
+        return f"`chasqui models pull {self.shown}{pin}`"
 
     @property
     def key(self) -> str:

@@ -42,7 +42,12 @@ def test_globs_give_each_file_once_and_sorted(tmp_path: Path) -> None:
 
 
 def test_a_source_that_was_not_pulled_is_named_without_its_secrets(tmp_path: Path) -> None:
+    places = {"home": tmp_path, "config_dir": tmp_path}
     with pytest.raises(
-        ModelFileUnusable, match=r"^https://h/m\.gguf is not here; run `chasqui models pull https://h/m\.gguf`"
-    ):
-        find_model("https://user:secret@h/m.gguf?token=secret", home=tmp_path, config_dir=tmp_path)
+        ModelFileUnusable, match=r"^https://h/m\.gguf is not here; run `chasqui models pull` with"
+    ) as refused:
+        find_model("https://user:secret@h/m.gguf?token=secret", **places)
+    assert "secret" not in str(refused.value)
+    pinned = f"https://h/m.gguf#sha256={'a' * 64}"
+    with pytest.raises(ModelFileUnusable, match=f"is not here; run `chasqui models pull {pinned}`, or"):
+        find_model(pinned, **places)

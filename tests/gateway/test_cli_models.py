@@ -299,7 +299,8 @@ def test_the_example_is_one_that_this_machine_runs_well() -> None:
 def test_advice_can_be_followed_and_shows_no_secret(config: Path) -> None:
     from backends.pulling.source import parse_source
 
-    assert parse_source(f"https://host/m.gguf#sha256={'a' * 64}").advice == f"https://host/m.gguf#sha256={'a' * 64}"
+    pinned = f"https://host/m.gguf#sha256={'a' * 64}"
+    assert parse_source(pinned).advice == f"`chasqui models pull {pinned}`"
     for secret in ("https://host/m.gguf?token=hidden", "https://user:hidden@host/m.gguf"):
         assert "as the configuration has it" in parse_source(secret).advice
         assert "hidden" not in parse_source(secret).advice
