@@ -50,6 +50,15 @@ async def test_whatever_is_said_there_is_an_answer(content: str) -> None:
         assert (await texts(backend, chat(content or " ", max_tokens=128)))[0]
 
 
+async def test_a_context_beyond_what_it_was_trained_with_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    for context_tokens, warned in ((2048, False), (4096, True)):
+        caplog.clear()
+        async with running(guide.GGUF, context_tokens=context_tokens) as backend:
+            assert (await texts(backend, chat("hello")))[0]
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert any("but the model was trained with 2048" in words for words in told) == warned
+
+
 async def test_it_hears_the_last_user_message_only() -> None:
     async with running(guide.GGUF, context_tokens=2048) as backend:
         alone = await texts(backend, chat("Who are you?", max_tokens=128))

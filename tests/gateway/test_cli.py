@@ -87,6 +87,17 @@ def test_the_first_start_prints_the_admin_key_once_and_a_curl_line_that_works(co
         assert "sk-" not in printed
 
 
+def test_the_curl_line_asks_for_something_that_is_there(config: Path) -> None:
+    from gateway.cli.serve import curl_line
+    from gateway.settings import load
+
+    assert '"model": "guide"' in curl_line("http://host", "sk-1", load(config))
+    config.write_text(config.read_text().replace("guide", "other"))
+    assert (
+        curl_line("http://host", "sk-1", load(config)) == "curl http://host/v1/models -H 'Authorization: Bearer sk-1'"
+    )
+
+
 def test_an_admin_key_from_the_environment_is_not_printed(config: Path) -> None:
     with serving(config, CHASQUI_ADMIN_KEY="sk-from-the-environment") as (_, printed):
         assert "sk-" not in printed

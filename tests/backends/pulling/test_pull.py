@@ -321,6 +321,12 @@ async def test_a_server_that_stays_in_trouble_is_given_up_and_what_is_here_is_ke
     assert names(pull.shelf) == BEGUN
 
 
+async def test_going_on_is_promised_only_where_something_proves_that_it_can(hub: Hub, pull: Puller) -> None:
+    hub.cuts, hub.then, hub.etag = [300_000], [(503, {})] * 20, None
+    with pytest.raises(ModelFileUnusable, match="pull again later$"):
+        await pull(f"{hub.url}/m-Q4.gguf")
+
+
 async def test_nobody_there_is_said(pull: Puller) -> None:
     with pytest.raises(ModelFileUnusable, match=r"http://127\.0\.0\.1:9/m\.gguf cannot be downloaded"):
         await pull("http://127.0.0.1:9/m.gguf")
